@@ -1,0 +1,157 @@
+"""The arithmetic contract, in words and in NumPy. Everything else is tested against this module.
+
+- **Activations** are signed integers ``q`` of ``act_bits`` bits with a per-tensor scale ``2**exponent`` and a zero
+  point ``zp`` that is 0 (signed tensors) or ``-2**(act_bits-1)`` (tensors that are never negative, so that they use
+  all codes): ``real = 2**exponent * (q - zp)``. Padding reads as ``zp``.
+- **Accumulators** are exact: ``acc = sum(w * q)`` over all taps, padding included; ``-zp * sum(w)`` is part of the
+  bias.
+- **Requantization** is ``y = clamp(((v * m + half) >> n) + zp, lo, hi)`` with ``v = acc + bias`` and
+  ``half = 2**(n-1)`` (0 if ``n == 0``): round half up, everywhere. The gain ``m / 2**n`` lies on a lattice:
+  ``m`` is 1, or an odd integer of at most ``terms`` signed binary digits, so that ``v * m`` is a few adds of shifts.
+- A **gain** is chosen on the lattice before the weights are quantized, never rounded to it afterwards.
+- **Average pooling** is a sum over the window (padding included as ``zp``) and a requantization.
+"""
+
+from dataclasses import dataclass
+from functools import cache
+from itertools import combinations, product
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["Gain", "act_range", "gain_digits", "gain_multipliers", "gains_near", "nearest_gain", "requantize",
+           "round_half_up", "zero_point"]
+
+Int64Array = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, order=True)
+class Gain:
+    """A representable requantization gain, ``multiplier / 2**shift``, ``multiplier`` odd and positive."""
+
+    multiplier: int
+    shift: int
+
+    @property
+    def value(self) -> float:
+        """The gain as a real number."""
+        return self.multiplier / 2.0**self.shift
+
+
+def round_half_up(values: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    """Round to the nearest integer, ties towards plus infinity (``np.round`` and ``torch.round`` do not)."""
+    return np.floor(np.asarray(values, dtype=np.float64) + 0.5)
+
+
+def act_range(act_bits: int) -> tuple[int, int]:
+    """Smallest and largest activation code."""
+    return -(1 << (act_bits - 1)), (1 << (act_bits - 1)) - 1
+
+
+def zero_point(act_bits: int, *, signed: bool) -> int:
+    """Zero point of a tensor: 0 where values may be negative, else the smallest code."""
+    return 0 if signed else act_range(act_bits)[0]
+
+
+def requantize(
+    acc: Int64Array,
+    bias: Int64Array,
+    multiplier: Int64Array,
+    shift: Int64Array,
+    *,
+    zero_point: int,
+    low: int,
+    high: int,
+) -> Int64Array:
+    """Apply ``clamp((((acc + bias) * m + half) >> n) + zp, low, high)``; arguments broadcast, everything is int64."""
+    product = (acc + bias) * multiplier
+    # (product + 2**(n-1)) >> n, written so that n == 0 needs no case of its own; the hardware does the same.
+    rounded = (((product << 1) >> shift) + 1) >> 1
+    return np.clip(rounded + zero_point, low, high)
+
+
+def _max_digit(terms: int) -> int:
+    """Highest position of a digit beyond the leading one: 4 for two terms, 8 for three, none for one.
+
+    The widest hole of the two-digit lattice (1.25 to 1.5) is the same however far the digits reach, so a position
+    field of ``terms`` bits costs no accuracy and keeps the shifter in front of the adder at 4:1.
+    """
+    return 1 << terms if terms > 1 else 0
+
+
+@cache
+def gain_digits(multiplier: int, terms: int) -> tuple[int, tuple[tuple[int, int], ...]]:
+    """Write ``multiplier`` as ``lead + sum(sign << position)``, the form that a requantizer adds up.
+
+    Returns
+    -------
+    lead : int
+        +1 or -1, the digit at position 0.
+    digits : tuple of (sign, position)
+        At most ``terms - 1`` further digits, positions 1..2**terms ascending; the last one is positive.
+
+    Raises
+    ------
+    ValueError
+        If the multiplier is not odd and positive or needs more digits.
+    """
+    for count in range(terms):
+        for positions in combinations(range(1, _max_digit(terms) + 1), count):
+            for lead, *signs in product((1, -1), repeat=count + 1):
+                if lead + sum(sign << at for sign, at in zip(signs, positions, strict=True)) == multiplier:
+                    return lead, tuple(zip(signs, positions, strict=True))
+    raise ValueError(f"Gain multiplier {multiplier} is not odd and positive with at most {terms} signed digits")
+
+
+@cache
+def gain_multipliers(terms: int) -> tuple[int, ...]:
+    """All odd multipliers of at most ``terms`` signed binary digits, ascending.
+
+    ``terms = 1`` gives (1,); ``terms = 2`` gives (1, 3, 5, 7, 9, 15, 17).
+    """
+    if terms not in (1, 2, 3):
+        raise ValueError(f"Number of gain terms must be 1, 2 or 3, not {terms!r}")
+    found = {1}
+    for count in range(1, terms):
+        for positions in combinations(range(1, _max_digit(terms) + 1), count):
+            for lead, *signs in product((1, -1), repeat=count + 1):
+                found.add(lead + sum(sign << at for sign, at in zip(signs, positions, strict=True)))
+    return tuple(sorted(m for m in found if m > 0))
+
+
+@cache
+def _mantissas(terms: int) -> tuple[tuple[float, int, int], ...]:
+    """(m / 2**k in [1, 2), m, k), ascending."""
+    return tuple(sorted((m / (1 << (m.bit_length() - 1)), m, m.bit_length() - 1) for m in gain_multipliers(terms)))
+
+
+def gains_near(value: float, *, terms: int, max_shift: int, count: int) -> list[Gain]:
+    """List the ``count`` lattice gains nearest to a positive ``value`` (by ratio), nearest first.
+
+    Only gains with ``0 <= shift <= max_shift`` exist; fewer are returned where the lattice ends.
+    """
+    if not value > 0 or not np.isfinite(value):
+        raise ValueError(f"A gain must be a positive number, not {value!r}")
+    exponent = int(np.floor(np.log2(value)))
+    reach = 1 + count // len(_mantissas(terms))
+    found = []
+    for octave in range(exponent - reach, exponent + reach + 1):
+        for _, m, k in _mantissas(terms):
+            if 0 <= k - octave <= max_shift:
+                found.append(Gain(m, k - octave))
+    found.sort(key=lambda gain: (abs(np.log2(gain.value / value)), gain))
+    return found[:count]
+
+
+def nearest_gain(value: float, *, terms: int, max_shift: int) -> Gain:
+    """Round a positive gain to the lattice (nearest by ratio).
+
+    Raises
+    ------
+    ValueError
+        If ``value`` lies beyond the lattice (its shift would be negative or above ``max_shift``).
+    """
+    near = gains_near(value, terms=terms, max_shift=max_shift, count=1)
+    if not near or not 0.5 < near[0].value / value < 2:
+        raise ValueError(f"Gain {value:g} is outside the lattice of shifts 0..{max_shift}")
+    return near[0]

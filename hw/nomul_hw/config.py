@@ -1,0 +1,316 @@
+"""The configuration of one accelerator: what is generated, and what programs are compiled for.
+
+Configurations are frozen dataclasses, loaded from TOML (:func:`load_config`) or made in Python. Everything else
+about the machine's shape is derived from them here, once.
+"""
+
+import hashlib
+import json
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from functools import cached_property
+from math import gcd
+from pathlib import Path
+from typing import Any
+
+from .arithmetic import gain_multipliers
+from .formats import WeightFormat, get_format
+from .product import PE_KINDS, ProductForm
+
+__all__ = ["ArrayConfig", "ConfigError", "MemoryConfig", "load_config", "parse_config"]
+
+#: Version of everything that a program depends on beyond the configuration: descriptor layout, host protocol, timing.
+MACHINE_VERSION = 1
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be built; the message says what is wrong and what would do."""
+
+
+def _integer(name: str, value: object, low: int, high: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise ConfigError(f"{name} must be an integer, not {value!r}")
+    if not low <= value <= high:
+        raise ConfigError(f"{name} must be in {low}..{high}, not {value}")
+
+
+@dataclass(frozen=True)
+class MemoryConfig:
+    """Depths of the on-chip memories.
+
+    Parameters
+    ----------
+    activations : int
+        Words of ``rows * lanes`` channels in each of the two activation banks.
+    weights : int
+        Words of one array row (``cols * lanes`` codes); a weight tile takes ``rows`` of them.
+    parameters : int
+        Words of ``requantize_lanes`` channels' bias and gain.
+    accumulators : int
+        Output pixels whose partial sums can be held (one sum per array column each).
+    layers : int
+        Layer descriptors.
+    """
+
+    activations: int = 2048
+    weights: int = 4096
+    parameters: int = 256
+    accumulators: int = 1024
+    layers: int = 64
+
+    def __post_init__(self) -> None:
+        _integer("memory.activations", self.activations, 2, 1 << 16)
+        _integer("memory.weights", self.weights, 2, 1 << 22)
+        _integer("memory.parameters", self.parameters, 2, 1 << 16)
+        _integer("memory.accumulators", self.accumulators, 2, 1 << 16)
+        _integer("memory.layers", self.layers, 1, 1 << 12)
+
+
+@dataclass(frozen=True)
+class ArrayConfig:
+    """A weight-stationary array and the machine around it.
+
+    Parameters
+    ----------
+    format : WeightFormat
+        The weights of the array (a name such as ``"ternary"`` is accepted and looked up).
+    rows, cols : int
+        Processing elements: ``rows`` along the reduction, ``cols`` output channels.
+    lanes : int
+        Products that one processing element adds per cycle; the reduction is ``rows * lanes`` wide.
+    pe : str
+        ``"shift"``, or ``"multiplier"`` for the Booth baseline on a uniform format.
+    act_bits : int
+        Width of an activation.
+    acc_bits : int
+        Width of an accumulator.
+    gain_terms : int
+        Signed binary digits of a requantization gain: 1 (a shift), 2 or 3.
+    memory : MemoryConfig
+        Depths of the memories.
+
+    Raises
+    ------
+    ConfigError
+        If a value is impossible, alone or together with another.
+    """
+
+    format: WeightFormat
+    rows: int = 16
+    cols: int = 16
+    lanes: int = 1
+    pe: str = "shift"
+    act_bits: int = 8
+    acc_bits: int = 24
+    gain_terms: int = 2
+    memory: MemoryConfig = field(default_factory=MemoryConfig)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.format, str):
+            try:
+                object.__setattr__(self, "format", get_format(self.format))
+            except ValueError as error:
+                raise ConfigError(f"array.format: {error}") from None
+        if not isinstance(self.format, WeightFormat):
+            raise ConfigError(f"array.format must be the name of a weight format or a WeightFormat, "
+                              f"not {self.format!r}")
+        _integer("array.rows", self.rows, 1, 256)
+        _integer("array.cols", self.cols, 1, 256)
+        _integer("array.lanes", self.lanes, 1, 64)
+        _integer("array.act_bits", self.act_bits, 2, 8)
+        _integer("array.acc_bits", self.acc_bits, 12, 32)
+        _integer("array.gain_terms", self.gain_terms, 1, 3)
+        if self.depth > 512:
+            raise ConfigError(f"array.rows * array.lanes must be at most 512, not {self.rows} * {self.lanes}")
+        if self.pe not in PE_KINDS:
+            raise ConfigError(f"array.pe must be one of {', '.join(PE_KINDS)}, not {self.pe!r}")
+        if not isinstance(self.memory, MemoryConfig):
+            raise ConfigError(f"memory must be a MemoryConfig, not {self.memory!r}")
+        try:
+            needed = self.column_sum_bits
+        except ValueError as error:
+            raise ConfigError(f"array: {error}") from None
+        if needed > self.acc_bits:
+            raise ConfigError(
+                f"array.acc_bits = {self.acc_bits} cannot hold one column sum of {self.depth} {self.format.name} "
+                f"products: at least {needed} bits are needed"
+            )
+
+    # Shape -----------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def name(self) -> str:
+        """Short name for files and tables, ``<format>[_mul]_<rows>x[<lanes>x]<cols>``."""
+        lanes = f"{self.lanes}x" if self.lanes > 1 else ""
+        kind = "_mul" if self.pe == "multiplier" else ""
+        return f"{self.format.name}{kind}_{self.rows}x{lanes}{self.cols}"
+
+    @cached_property
+    def depth(self) -> int:
+        """Reduction inputs per cycle (``P``): channels of an activation word."""
+        return self.rows * self.lanes
+
+    @cached_property
+    def macs_per_cycle(self) -> int:
+        """Products that the array forms per cycle."""
+        return self.depth * self.cols
+
+    @cached_property
+    def product(self) -> ProductForm:
+        """How a processing element forms its products."""
+        return ProductForm(self.format, self.pe)
+
+    @cached_property
+    def requantize_lanes(self) -> int:
+        """Channels requantized and written per cycle: whole parts of an activation word and of an output vector."""
+        return gcd(self.depth, self.cols)
+
+    @cached_property
+    def column_chunks(self) -> int:
+        """Cycles to requantize the ``cols`` channels of one output pixel of the array."""
+        return self.cols // self.requantize_lanes
+
+    @cached_property
+    def word_chunks(self) -> int:
+        """Cycles to requantize the channels of one whole activation word (the channel unit's output)."""
+        return self.depth // self.requantize_lanes
+
+    def sum_bits(self, row: int) -> int:
+        """Width of the partial sum that leaves array row ``row``: it grows with the row."""
+        return self.product.sum_bits((row + 1) * self.lanes, self.act_bits)
+
+    @cached_property
+    def column_sum_bits(self) -> int:
+        """Width of the sum at the bottom of a column."""
+        return self.sum_bits(self.rows - 1)
+
+    @cached_property
+    def pool_bits(self) -> int:
+        """Width of the channel unit's sums: windows of up to 256 taps."""
+        return min(self.act_bits + 8, self.acc_bits)
+
+    @cached_property
+    def tile_cycles(self) -> int:
+        """Fewest cycles from one weight tile to the next: a row is loaded per cycle, and an accumulator that a tile
+        has read is written three cycles later."""
+        return max(self.rows, 4)
+
+    # Memory words ----------------------------------------------------------------------------------------------
+
+    @cached_property
+    def act_word_bits(self) -> int:
+        """Bits of an activation word: ``rows * lanes`` channels of one pixel."""
+        return self.depth * self.act_bits
+
+    @cached_property
+    def weight_word_bits(self) -> int:
+        """Bits of a weight word: the codes of one array row, ``cols * lanes`` of them."""
+        return self.cols * self.lanes * self.format.bits
+
+    @cached_property
+    def max_gain_shift(self) -> int:
+        """Largest right shift of a gain: enough to shift an accumulator out entirely."""
+        return self.acc_bits
+
+    @cached_property
+    def gain_multipliers(self) -> tuple[int, ...]:
+        """Multipliers of the gain lattice."""
+        return gain_multipliers(self.gain_terms)
+
+    # Identity --------------------------------------------------------------------------------------------------
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, complete: what the hash is taken of."""
+        return {
+            "array": {
+                **{f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("format", "memory")},
+                "format": self.format.to_dict(),
+            },
+            "memory": {f.name: getattr(self.memory, f.name) for f in fields(self.memory)},
+            "machine": MACHINE_VERSION,
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> "ArrayConfig":
+        """Rebuild a configuration from :meth:`to_dict`."""
+        array = dict(data["array"])
+        array["format"] = WeightFormat(array["format"]["name"], tuple(array["format"]["levels"]))
+        return cls(**array, memory=MemoryConfig(**data["memory"]))
+
+    @cached_property
+    def hash(self) -> str:
+        """SHA-256 of the configuration and the machine's version, in hex."""
+        text = json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    @cached_property
+    def identity(self) -> int:
+        """The 32 bits of the hash that the device's identity register holds."""
+        return int(self.hash[:8], 16)
+
+
+def _parse_format(value: object) -> WeightFormat:
+    """Read ``array.format``: a name, or a table ``{name, multiples, shifts, zero}`` or ``{name, levels}``."""
+    try:
+        if isinstance(value, str):
+            return get_format(value)
+        if isinstance(value, Mapping):
+            keys = set(value)
+            if keys == {"name", "levels"}:
+                return WeightFormat(value["name"], tuple(value["levels"]))
+            if keys == {"name", "multiples", "shifts", "zero"}:
+                return WeightFormat.from_products(
+                    value["name"], value["multiples"], value["shifts"], zero=bool(value["zero"])
+                )
+            raise ValueError("a table has the keys name, levels, or name, multiples, shifts, zero; "
+                             f"not {', '.join(sorted(keys))}")
+        raise ValueError(f"must be a name or a table, not {value!r}")
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"array.format: {error}") from None
+
+
+def parse_config(data: Mapping[str, Any], *, source: str = "configuration") -> ArrayConfig:
+    """Build a configuration from TOML's nested tables ``[array]`` and ``[memory]``.
+
+    Raises
+    ------
+    ConfigError
+        For an unknown or missing key or an impossible value; the message starts with ``source``.
+    """
+    known = {"array": {f.name for f in fields(ArrayConfig)} - {"memory"},
+             "memory": {f.name for f in fields(MemoryConfig)}}
+    try:
+        for table, content in data.items():
+            if table not in known:
+                raise ConfigError(f"unknown table [{table}]; known: [array], [memory]")
+            if not isinstance(content, Mapping):
+                raise ConfigError(f"[{table}] must be a table, not {content!r}")
+            for key in content:
+                if key not in known[table]:
+                    raise ConfigError(f"unknown key {table}.{key}; known: {', '.join(sorted(known[table]))}")
+        if "format" not in data.get("array", {}):
+            raise ConfigError('array.format is missing, for example format = "ternary"')
+        array = dict(data["array"])
+        array["format"] = _parse_format(array["format"])
+        return ArrayConfig(**array, memory=MemoryConfig(**data.get("memory", {})))
+    except ConfigError as error:
+        raise ConfigError(f"{source}: {error}") from None
+
+
+def load_config(path: str | Path) -> ArrayConfig:
+    """Read a configuration from a TOML file.
+
+    Raises
+    ------
+    ConfigError
+        If the file cannot be read, is not TOML, or describes an impossible array.
+    """
+    path = Path(path)
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not TOML: {error}") from None
+    return parse_config(data, source=str(path))

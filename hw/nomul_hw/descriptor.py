@@ -1,0 +1,200 @@
+"""The words that the machine reads: layer descriptors, channel parameters, host commands, counters.
+
+Each layout is defined here, once, as a list of fields. The hardware's struct, the compiler's packing and the
+documentation all come from it. Plain Python: importing this module does not import Amaranth.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+
+from .config import ArrayConfig
+
+__all__ = ["COUNTERS", "DESCRIPTOR", "DESCRIPTOR_WORDS", "HOST_BITS", "LOOPS", "Field", "LayerOp", "Opcode", "Target",
+           "field_table", "pack", "parameter_fields", "target_word_bits", "to_host_words", "unpack"]
+
+#: Width of the host stream.
+HOST_BITS = 32
+
+#: Nested loops of the address generator, innermost first.
+LOOPS = 6
+
+
+@dataclass(frozen=True)
+class Field:
+    """One field of a packed word: its name, width in bits, signedness and meaning."""
+
+    name: str
+    bits: int
+    signed: bool
+    doc: str
+
+
+class LayerOp(IntEnum):
+    """What a layer does. The loops' meaning follows from it, innermost first.
+
+    ``CONV``: output column, output row, channel word, kernel column, kernel row, block of output channels.
+    The pools: kernel column, kernel row, output column, output row, channel word, unused.
+    """
+
+    CONV = 0
+    MAX_POOL = 1
+    SUM_POOL = 2
+
+
+class Opcode(IntEnum):
+    """Host commands. A command is three words: opcode | target << 8, address, count; data follow a ``WRITE``."""
+
+    WRITE = 1
+    READ = 2
+    RUN = 3
+
+
+class Target(IntEnum):
+    """What ``WRITE`` and ``READ`` reach. Addresses and counts are in words of the target."""
+
+    PROGRAM = 0
+    PARAMETER = 1
+    WEIGHT = 2
+    ACTIVATION_0 = 3
+    ACTIVATION_1 = 4
+    COUNTER = 5
+    IDENTITY = 6
+
+
+#: Where every cycle of a run goes; they sum to ``total``. The same names stand in the estimate and in reports.
+COUNTERS: Mapping[str, str] = {
+    "total": "cycles from the start of a run to its last write",
+    "busy": "cycles in which the address generator issues an activation word",
+    "weight": "cycles that wait for a weight tile to be loaded",
+    "requantize": "cycles that wait for the requantization lanes",
+    "drain": "cycles in which the pipeline fills and empties between layers",
+    "control": "cycles that fetch and start layers",
+}
+
+
+def _loop_fields() -> Iterable[Field]:
+    for level in range(LOOPS):
+        yield Field(f"count_{level}", 12, False, f"iterations of loop {level}, less 1")
+        yield Field(f"step_{level}", 16, False,
+                    f"what a step of loop {level} adds to the word address, inner loops rewound (modulo 2**16)")
+        yield Field(f"x_step_{level}", 12, True, f"what a step of loop {level} adds to the input column")
+        yield Field(f"y_step_{level}", 12, True, f"what a step of loop {level} adds to the input row")
+
+
+#: A layer descriptor, least significant field first.
+DESCRIPTOR: Sequence[Field] = (
+    Field("op", 4, False, "LayerOp"),
+    Field("in_bank", 1, False, "bank of the input tensor"),
+    Field("out_bank", 1, False, "bank of the output tensor"),
+    Field("pad_low", 1, False, "padding reads as the smallest code, not as 0"),
+    Field("reserved", 1, False, "0"),
+    Field("hold", 10, False, "cycles without a new word after one that completes an output pixel"),
+    Field("edge_lanes", 14, False, "channels of the last input channel word; the other lanes read as padding"),
+    Field("weight_base", 24, False, "address of the layer's first weight word"),
+    Field("zero_point", 8, True, "zero point of the output"),
+    Field("weight_next", 24, False, "address of the first weight word after this layer"),
+    Field("low", 8, True, "lower clamp of the output"),
+    Field("parameter_base", 24, False, "address of the layer's first parameter word"),
+    Field("high", 8, True, "upper clamp of the output"),
+    Field("in_address", 16, False, "word address of the first tap (modulo 2**16; may point before the tensor)"),
+    Field("out_address", 16, False, "word address of the first output"),
+    Field("out_plane", 16, False, "words from one output channel word to the next"),
+    Field("in_width", 12, False, "columns of the input; outside them is padding"),
+    Field("in_height", 12, False, "rows of the input; outside them is padding"),
+    Field("x_start", 12, True, "input column of the first tap"),
+    Field("y_start", 12, True, "input row of the first tap"),
+    *_loop_fields(),
+)
+
+
+def total_bits(fields: Iterable[Field]) -> int:
+    """Width of a packed word."""
+    return sum(field.bits for field in fields)
+
+
+#: Host words of one descriptor in program memory.
+DESCRIPTOR_WORDS = -(-total_bits(DESCRIPTOR) // HOST_BITS)
+
+
+def parameter_fields(config: ArrayConfig) -> Sequence[Field]:
+    """Layout of one output channel's parameters: bias and gain.
+
+    The gain multiplier is ``lead + sum(digit)``: see :func:`nomul_hw.arithmetic.gain_digits`. Digits are listed
+    lowest position first; the last is never negative, so it has no sign.
+    """
+    fields = [
+        Field("bias", config.acc_bits, True, "added to the accumulator"),
+        Field("shift", config.max_gain_shift.bit_length(), False, "right shift of the gain"),
+    ]
+    if config.gain_terms > 1:
+        fields.append(Field("lead_negative", 1, False, "the digit at position 0 is -1, not +1"))
+    for digit in range(config.gain_terms - 1):
+        fields.append(Field(f"digit_{digit}_enable", 1, False, "the digit is not 0"))
+        fields.append(Field(f"digit_{digit}_position", config.gain_terms, False, "position of the digit, less 1"))
+        if digit < config.gain_terms - 2:
+            fields.append(Field(f"digit_{digit}_negative", 1, False, "the digit is -1"))
+    return tuple(fields)
+
+
+def pack(fields: Iterable[Field], values: Mapping[str, int]) -> int:
+    """Pack a word, first field least significant; fields that are not given are 0.
+
+    Raises
+    ------
+    ValueError
+        If a value does not fit its field, or names none.
+    """
+    values = dict(values)
+    word = at = 0
+    for field in fields:
+        value = values.pop(field.name, 0)
+        low, high = (-(1 << field.bits - 1), (1 << field.bits - 1) - 1) if field.signed else (0, (1 << field.bits) - 1)
+        if not low <= value <= high:
+            raise ValueError(f"field {field.name} must be in {low}..{high}, not {value}")
+        word |= (value & ((1 << field.bits) - 1)) << at
+        at += field.bits
+    if values:
+        raise ValueError(f"no such field: {', '.join(values)}")
+    return word
+
+
+def unpack(fields: Iterable[Field], word: int) -> dict[str, int]:
+    """Undo :func:`pack`."""
+    values = {}
+    for field in fields:
+        value = word & ((1 << field.bits) - 1)
+        if field.signed and value >> (field.bits - 1):
+            value -= 1 << field.bits
+        values[field.name] = value
+        word >>= field.bits
+    return values
+
+
+def to_host_words(word: int, bits: int) -> list[int]:
+    """Split a memory word into the host words that carry it, least significant first."""
+    return [(word >> at) & ((1 << HOST_BITS) - 1) for at in range(0, bits, HOST_BITS)]
+
+
+def target_word_bits(config: ArrayConfig, target: Target) -> int:
+    """Bits of one word of a target; the host moves it as ``ceil(bits / 32)`` words, least significant first."""
+    match target:
+        case Target.PARAMETER:
+            return config.requantize_lanes * total_bits(parameter_fields(config))
+        case Target.WEIGHT:
+            return config.weight_word_bits
+        case Target.ACTIVATION_0 | Target.ACTIVATION_1:
+            return config.act_word_bits
+        case _:
+            return HOST_BITS
+
+
+def field_table(fields: Iterable[Field]) -> str:
+    """Markdown table of a layout, for the documentation."""
+    rows = ["| bits | field | meaning |", "|---|---|---|"]
+    at = 0
+    for field in fields:
+        sign = ", signed" if field.signed else ""
+        rows.append(f"| {at + field.bits - 1}:{at} | `{field.name}` | {field.doc}{sign} |")
+        at += field.bits
+    return "\n".join(rows) + "\n"

@@ -1,0 +1,202 @@
+"""Fetching activations: the address generator, and the padding of what comes back from memory.
+
+A layer is one loop nest over words of the input tensor. What the loops mean (output pixels, kernel taps, channel
+words, blocks of output channels) is the compiler's business; the generator adds one precomputed step per word to an
+address and to a pair of coordinates, so it needs no multiplier and no division, and an im2col matrix never exists.
+"""
+
+from amaranth.hdl import Cat, Const, Module, Mux, Signal, signed
+from amaranth.lib import data, wiring
+from amaranth.lib.wiring import In, Out
+
+from .config import ArrayConfig
+from .descriptor import LOOPS, LayerOp
+from .layouts import address_bits, descriptor_layout, token_layout
+
+__all__ = ["AddressGenerator", "Padding"]
+
+
+class AddressGenerator(wiring.Component):
+    """Walks the loop nest of a layer, one word per cycle.
+
+    A word that starts a weight tile waits for ``weights_ready``; a word that completes an output pixel is followed by
+    ``hold`` idle cycles. Nothing else stops the walk: every later stage has a fixed latency and is always ready.
+
+    Parameters
+    ----------
+    config : ArrayConfig
+        Depths of the memories.
+
+    Members
+    -------
+    upcoming : In(descriptor)
+        The layer that ``start`` begins; its start address and coordinates are taken in that cycle.
+    layer : In(descriptor)
+        The running layer; stable from the cycle after ``start`` until the layer is done.
+    start : In(1)
+        Begin a layer in the next cycle.
+    weights_ready : In(1)
+        A further weight tile may be started.
+    address : Out
+        Word address in the input bank, for the token of this cycle.
+    token : Out(token_layout)
+        The word issued in this cycle.
+    outside : Out(1)
+        The word lies outside the input map: it reads as padding.
+    edge : Out(1)
+        The word is the last channel word of its pixel in a convolution: lanes beyond ``edge_lanes`` read as padding.
+    last_tile : Out(1)
+        The token's tile is the layer's last.
+    running, waits_for_weights, holds : Out(1)
+        What this cycle is spent on.
+    """
+
+    def __init__(self, config: ArrayConfig):
+        self.config = config
+        layout = descriptor_layout()
+        super().__init__({
+            "upcoming": In(layout),
+            "layer": In(layout),
+            "start": In(1),
+            "weights_ready": In(1),
+            "address": Out(address_bits(config.memory.activations)),
+            "token": Out(token_layout(config)),
+            "outside": Out(1),
+            "edge": Out(1),
+            "last_tile": Out(1),
+            "running": Out(1),
+            "waits_for_weights": Out(1),
+            "holds": Out(1),
+        })
+
+    def elaborate(self, platform):
+        m = Module()
+        layer, token = self.layer, self.token
+
+        counts = [Signal(12, name=f"count_{level}") for level in range(LOOPS)]
+        x, y = Signal(signed(12)), Signal(signed(12))
+        hold = Signal(8)
+        pixel = Signal.like(token.pixel)
+
+        is_conv = Signal()
+        m.d.comb += is_conv.eq(layer.op == LayerOp.CONV)
+        at_start, at_end = Signal(LOOPS), Signal(LOOPS)
+        for level in range(LOOPS):
+            m.d.comb += [
+                at_start[level].eq(counts[level] == 0),
+                at_end[level].eq(counts[level] == layer[f"count_{level}"]),
+            ]
+
+        # Loops 0 and 1 run over pixels in a convolution, over taps in a pool; 2 and 3 (and 4) the other way round.
+        m.d.comb += [
+            token.first.eq(Mux(is_conv, at_start[2:5].all(), at_start[0:2].all())),
+            token.last.eq(Mux(is_conv, at_end[2:5].all(), at_end[0:2].all())),
+            token.tile.eq(is_conv & at_start[0:2].all()),
+            token.block_last.eq(at_end[0:4].all() & (at_end[4] | ~is_conv)),
+            token.layer_last.eq(at_end.all()),
+            token.pixel.eq(pixel),
+            self.last_tile.eq(at_end[2:].all()),
+            self.edge.eq(is_conv & at_end[2]),
+            # Negative coordinates are large unsigned ones: one comparison per axis does both ends.
+            self.outside.eq((x.as_unsigned() >= layer.in_width) | (y.as_unsigned() >= layer.in_height)),
+        ]
+
+        holding, blocked = Signal(), Signal()
+        m.d.comb += [
+            holding.eq(hold != 0),
+            blocked.eq(token.tile & ~self.weights_ready),
+            token.valid.eq(self.running & ~holding & ~blocked),
+            self.holds.eq(self.running & holding),
+            self.waits_for_weights.eq(self.running & ~holding & blocked),
+        ]
+
+        with m.If(holding):
+            m.d.sync += hold.eq(hold - 1)
+
+        with m.If(self.start):
+            m.d.sync += [
+                self.running.eq(1),
+                hold.eq(0),
+                pixel.eq(0),
+                self.address.eq(self.upcoming.in_address),
+                x.eq(self.upcoming.x_start),
+                y.eq(self.upcoming.y_start),
+                *(count.eq(0) for count in counts),
+            ]
+        with m.Elif(token.valid):
+            with m.If(token.last):
+                m.d.sync += hold.eq(layer.hold)
+
+            # A pixel ends with its word in a convolution's pass, with its last tap in a pool.
+            with m.If(is_conv | token.last):
+                with m.If(at_end[0:2].all() & (is_conv | at_end[2:4].all())):
+                    m.d.sync += pixel.eq(0)
+                with m.Else():
+                    m.d.sync += pixel.eq(pixel + 1)
+
+            # The innermost loop that is not at its end steps; those inside it start again.
+            steps = self._steps(layer, LOOPS - 1)
+            for level in reversed(range(LOOPS - 1)):
+                steps = [Mux(at_end[level], outer, own)
+                         for outer, own in zip(steps, self._steps(layer, level), strict=True)]
+            m.d.sync += [
+                self.address.eq(self.address + steps[0]),
+                x.eq(x + steps[1]),
+                y.eq(y + steps[2]),
+            ]
+            for level in range(LOOPS):
+                with m.If(at_end[:level].all() if level else Const(1)):
+                    m.d.sync += counts[level].eq(Mux(at_end[level], 0, counts[level] + 1))
+            with m.If(token.layer_last):
+                m.d.sync += self.running.eq(0)
+        return m
+
+    def _steps(self, layer, level: int) -> list:
+        """What a step of a loop adds to the address, the column and the row."""
+        return [layer[f"step_{level}"][:len(self.address)], layer[f"x_step_{level}"], layer[f"y_step_{level}"]]
+
+
+class Padding(wiring.Component):
+    """Replaces what lies outside the input by its padding. One cycle of latency, in step with the memory.
+
+    Parameters
+    ----------
+    config : ArrayConfig
+        Width of a word.
+
+    Members
+    -------
+    layer : In(descriptor)
+        The running layer.
+    outside, edge : In(1)
+        As the address generator gives them, in the cycle in which it issues the word.
+    data : In(ArrayLayout(signed(act_bits), rows * lanes))
+        The word as memory returns it one cycle later.
+    word : Out(ArrayLayout(signed(act_bits), rows * lanes))
+        The word with its padding, registered: two cycles after the word was issued.
+    """
+
+    def __init__(self, config: ArrayConfig):
+        self.config = config
+        word = data.ArrayLayout(signed(config.act_bits), config.depth)
+        super().__init__({
+            "layer": In(descriptor_layout()),
+            "outside": In(1),
+            "edge": In(1),
+            "data": In(word),
+            "word": Out(word),
+        })
+
+    def elaborate(self, platform):
+        m = Module()
+        bits, depth = self.config.act_bits, self.config.depth
+        masked = Signal(depth)
+        beyond = Cat(self.layer.edge_lanes <= lane for lane in range(depth))
+        m.d.sync += masked.eq(self.outside.replicate(depth) | (beyond & self.edge.replicate(depth)))
+        # The padding is 0 or the smallest code: all bits but the top one are 0 in both.
+        for lane in range(depth):
+            value = self.data[lane].as_unsigned()
+            top = Mux(masked[lane], self.layer.pad_low, value[-1])
+            m.d.sync += self.word[lane].eq(
+                Cat(value[:-1] & ~masked[lane].replicate(bits - 1), top).as_signed())
+        return m

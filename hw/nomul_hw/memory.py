@@ -1,0 +1,74 @@
+"""On-chip memories.
+
+All are simple dual-port block RAMs: one read port with a cycle of latency, one write port. No part of the machine
+reads a word in the cycle in which it is written, so what such a read returns does not matter; synthesis may be told so
+(``-no-rw-check`` in Yosys), which saves the logic that would make it defined.
+"""
+
+from amaranth.hdl import Module
+from amaranth.lib import wiring
+from amaranth.lib.memory import Memory
+from amaranth.lib.wiring import In, Out
+
+from .layouts import address_bits
+
+__all__ = ["BlockRAM"]
+
+
+class BlockRAM(wiring.Component):
+    """A simple dual-port memory.
+
+    Parameters
+    ----------
+    width : int
+        Bits of a word.
+    depth : int
+        Words.
+    parts : int
+        Equal parts of a word that can be written on their own.
+
+    Members
+    -------
+    read_address : In
+        Address of the word that ``read_data`` shows in the next cycle, if ``read_enable`` is set.
+    read_enable : In(1)
+        Without it ``read_data`` keeps its value.
+    read_data : Out(width)
+        The word.
+    write_address : In
+        Address to write.
+    write_enable : In(parts)
+        Parts to write.
+    write_data : In(width)
+        What to write.
+    """
+
+    def __init__(self, *, width: int, depth: int, parts: int = 1):
+        if width % parts:
+            raise ValueError(f"Width {width} must be a multiple of the number of parts, {parts}")
+        self.width = width
+        self.depth = depth
+        self.parts = parts
+        super().__init__({
+            "read_address": In(address_bits(depth)),
+            "read_enable": In(1),
+            "read_data": Out(width),
+            "write_address": In(address_bits(depth)),
+            "write_enable": In(parts),
+            "write_data": In(width),
+        })
+
+    def elaborate(self, platform):
+        m = Module()
+        m.submodules.memory = memory = Memory(shape=self.width, depth=self.depth, init=[])
+        write = memory.write_port(granularity=self.width // self.parts if self.parts > 1 else None)
+        read = memory.read_port()
+        m.d.comb += [
+            write.addr.eq(self.write_address),
+            write.data.eq(self.write_data),
+            write.en.eq(self.write_enable),
+            read.addr.eq(self.read_address),
+            read.en.eq(self.read_enable),
+            self.read_data.eq(read.data),
+        ]
+        return m

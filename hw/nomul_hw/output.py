@@ -1,0 +1,193 @@
+"""The output stage: takes finished sums, requantizes them a few channels per cycle, and writes the output tensor."""
+
+from amaranth.hdl import Cat, Module, Mux, Signal, signed
+from amaranth.lib import data, wiring
+from amaranth.lib.wiring import In, Out
+
+from .config import ArrayConfig
+from .descriptor import LayerOp
+from .layouts import address_bits, descriptor_layout, parameter_layout, token_layout
+from .memory import BlockRAM
+from .requantize import Requantizer
+from .timing import OUTPUT_LATENCY
+
+__all__ = ["OutputStage"]
+
+
+class OutputStage(wiring.Component):
+    """Requantizes vectors of the accumulators or of the channel unit and writes them to activation memory.
+
+    A vector has ``cols`` (array) or ``rows * lanes`` (channel unit) channels; ``requantize_lanes`` of them, a *chunk*,
+    are done per cycle. The next vector must not arrive before the last chunk of this one is taken: the ``hold`` of
+    the address generator sees to it. A chunk is written :attr:`latency` cycles after it is taken. Output channels are
+    numbered on through a layer, chunk by chunk; a chunk is a part of an activation word.
+
+    Parameters
+    ----------
+    config : ArrayConfig
+        Shape, widths and depths.
+
+    Members
+    -------
+    upcoming, layer : In(descriptor)
+        The layer that ``start`` begins, and the running layer.
+    start : In(1)
+        Begin a layer in the next cycle.
+    total_token, totals
+        Sums of the accumulators with their token.
+    pool_token, pooled
+        Results of the channel unit with their token.
+    parameter_address, parameter_write, parameter_data
+        Write port of parameter memory.
+    address, parts, code : Out
+        Write port of the output bank: word address, one bit per chunk of a word, and the codes of the chunk.
+    done : Out(1)
+        The layer's last chunk is being written.
+    """
+
+    #: Cycles from taking a chunk to writing it: chunk register, then requantization.
+    latency = OUTPUT_LATENCY
+
+    def __init__(self, config: ArrayConfig):
+        self.config = config
+        layout, token = descriptor_layout(), token_layout(config)
+        super().__init__({
+            "upcoming": In(layout),
+            "layer": In(layout),
+            "start": In(1),
+            "total_token": In(token),
+            "totals": In(data.ArrayLayout(signed(config.acc_bits), config.cols)),
+            "pool_token": In(token),
+            "pooled": In(data.ArrayLayout(signed(config.pool_bits), config.depth)),
+            "parameter_address": In(address_bits(config.memory.parameters)),
+            "parameter_write": In(1),
+            "parameter_data": In(config.requantize_lanes * parameter_layout(config).size),
+            "address": Out(address_bits(config.memory.activations)),
+            "parts": Out(config.word_chunks),
+            "code": Out(data.ArrayLayout(signed(config.act_bits), config.requantize_lanes)),
+            "done": Out(1),
+        })
+
+    def elaborate(self, platform):
+        m = Module()
+        config, layer = self.config, self.layer
+        lanes = config.requantize_lanes
+        most_chunks = max(config.column_chunks, config.word_chunks)
+
+        is_conv = Signal()
+        m.d.comb += is_conv.eq(layer.op == LayerOp.CONV)
+
+        # A vector arrives; its chunks are taken in this and the following cycles.
+        arrived = Signal(token_layout(config))
+        current = Signal(token_layout(config))
+        m.d.comb += arrived.eq(Mux(is_conv, self.total_token, self.pool_token))
+        arrives = Signal()
+        m.d.comb += arrives.eq(Mux(is_conv, self.total_token.valid & self.total_token.last, self.pool_token.valid))
+
+        chunk = Signal(range(most_chunks + 1))
+        taking, last_chunk = Signal(), Signal()
+        m.d.comb += [
+            taking.eq(arrives | (chunk != 0)),
+            last_chunk.eq(chunk == Mux(is_conv, config.column_chunks - 1, config.word_chunks - 1)),
+            current.eq(arrived),
+        ]
+        if most_chunks > 1:
+            kept = Signal.like(arrived)
+            with m.If(arrives):
+                m.d.sync += kept.eq(arrived)
+            with m.Else():
+                m.d.comb += current.eq(kept)
+        with m.If(taking):
+            m.d.sync += chunk.eq(Mux(last_chunk, 0, chunk + 1))
+
+        # Where the chunk belongs: a part of a word, a plane of words, a word of parameters. A block of channels
+        # starts where the one before it ended, so the position is kept twice: of this chunk, and of the block.
+        position = data.StructLayout({
+            "part": config.word_chunks,
+            "plane": address_bits(config.memory.activations),
+            "parameters": address_bits(config.memory.parameters),
+        })
+        here, block, following = Signal(position), Signal(position), Signal(position)
+        m.d.comb += [
+            following.part.eq(Cat(here.part[-1], here.part[:-1])),
+            following.plane.eq(Mux(here.part[-1], here.plane + layer.out_plane[:len(here.plane)], here.plane)),
+            following.parameters.eq(here.parameters + 1),
+        ]
+        with m.If(self.start):
+            first = Signal(position)
+            m.d.comb += [
+                first.part.eq(1),
+                first.plane.eq(self.upcoming.out_address),
+                first.parameters.eq(self.upcoming.parameter_base),
+            ]
+            m.d.sync += [here.eq(first), block.eq(first)]
+        with m.Elif(taking):
+            m.d.sync += here.eq(following)
+            with m.If(last_chunk):
+                with m.If(current.block_last):
+                    m.d.sync += block.eq(following)
+                with m.Else():
+                    m.d.sync += here.eq(block)
+
+        # The chunk's channels, and its parameters from memory beside them.
+        m.submodules.parameters = parameters = BlockRAM(
+            width=len(self.parameter_data), depth=config.memory.parameters)
+        m.d.comb += [
+            parameters.read_address.eq(here.parameters),
+            parameters.read_enable.eq(taking),
+            parameters.write_address.eq(self.parameter_address),
+            parameters.write_enable.eq(self.parameter_write),
+            parameters.write_data.eq(self.parameter_data),
+        ]
+        for lane in range(lanes):
+            from_array = Signal(signed(config.acc_bits), name=f"from_array_{lane}")
+            from_pool = Signal(signed(config.pool_bits), name=f"from_pool_{lane}")
+            taken = Signal(signed(config.acc_bits), name=f"taken_{lane}", reset_less=True)
+            m.d.comb += [
+                from_array.eq(_pick(m, f"array_{lane}", chunk,
+                                    [self.totals[at + lane] for at in range(0, config.cols, lanes)])),
+                from_pool.eq(_pick(m, f"pool_{lane}", chunk,
+                                   [self.pooled[at + lane] for at in range(0, config.depth, lanes)])),
+            ]
+            m.d.sync += taken.eq(Mux(is_conv, from_array, from_pool))
+            m.submodules[f"requantizer_{lane}"] = requantizer = Requantizer(config)
+            m.d.comb += [
+                requantizer.acc.eq(taken),
+                requantizer.parameters.eq(parameters.read_data.word_select(lane, parameter_layout(config).size)),
+                requantizer.zero_point.eq(layer.zero_point),
+                requantizer.low.eq(layer.low),
+                requantizer.high.eq(layer.high),
+                self.code[lane].eq(requantizer.code),
+            ]
+
+        # The address follows the codes through the pipeline.
+        write = data.StructLayout({"valid": 1, "done": 1, "address": len(self.address), "part": config.word_chunks})
+        stage = Signal(write)
+        m.d.comb += [
+            stage.valid.eq(taking),
+            stage.done.eq(taking & last_chunk & current.layer_last),
+            stage.address.eq(here.plane + current.pixel),
+            stage.part.eq(here.part),
+        ]
+        for index in range(self.latency):
+            later = Signal(write, name=f"write_{index}")
+            m.d.sync += later.eq(stage)
+            stage = later
+        m.d.comb += [
+            self.address.eq(stage.address),
+            self.parts.eq(stage.part & stage.valid.replicate(config.word_chunks)),
+            self.done.eq(stage.done),
+        ]
+        return m
+
+
+def _pick(m: Module, name: str, index, values):
+    """Multiplex equally shaped signed values by an index."""
+    if len(values) == 1:
+        return values[0]
+    picked = Signal(values[0].shape(), name=f"pick_{name}")
+    with m.Switch(index):
+        for position, value in enumerate(values):
+            with m.Case(position):
+                m.d.comb += picked.eq(value)
+    return picked

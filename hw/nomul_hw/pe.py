@@ -1,0 +1,243 @@
+"""The processing element, and the two things around the array that it relies on.
+
+One parameterised element serves every format: sign/zero logic for ternary weights, a barrel shifter for powers of two,
+a select in front of it where a format has several odd multiples, and a sum of Booth rows for the multiplier baseline.
+It never multiplies and never negates: see :mod:`nomul_hw.product`.
+"""
+
+from amaranth.hdl import Cat, Const, Module, Mux, Signal, signed
+from amaranth.lib import wiring
+from amaranth.lib.wiring import In, Out
+
+from .formats import WeightFormat
+from .product import ProductForm, Term
+
+__all__ = ["Multiples", "ProcessingElement", "WeightDecoder", "multiple_bits", "odd_part"]
+
+
+def odd_part(base: int) -> int:
+    """The odd multiple that travels along the row for a base; the rest of the base is wiring."""
+    return base // (base & -base)
+
+
+def multiple_bits(product: ProductForm, act_bits: int) -> list[int]:
+    """Widths of an activation's odd multiples, in the order of ``product.bases``."""
+    return [act_bits + (odd_part(base) - 1).bit_length() for base in product.bases]
+
+
+class Multiples(wiring.Component):
+    """The odd multiples of one activation, computed once per array row.
+
+    Combinational: an adder or two per multiple above 1 (none for powers of two).
+
+    Parameters
+    ----------
+    product : ProductForm
+        Its bases say which multiples.
+    act_bits : int
+        Width of the activation.
+
+    Members
+    -------
+    act : In(signed(act_bits))
+        The activation.
+    multiples : Out(sum of multiple_bits)
+        Its multiples, least significant first.
+    """
+
+    def __init__(self, *, product: ProductForm, act_bits: int):
+        self.product = product
+        self.act_bits = act_bits
+        self.widths = multiple_bits(product, act_bits)
+        super().__init__({"act": In(signed(act_bits)), "multiples": Out(sum(self.widths))})
+
+    def elaborate(self, platform):
+        m = Module()
+        m.d.comb += self.multiples.eq(
+            Cat(self._times(odd_part(base))[:width] for base, width in zip(self.product.bases, self.widths,
+                                                                           strict=True))
+        )
+        return m
+
+    def _times(self, odd: int):
+        """Add up the signed binary digits (non-adjacent form) of ``odd``."""
+        total, at = None, 0
+        positive, negative = [], []
+        while odd:
+            if odd & 1:
+                digit = 2 - (odd & 3)
+                (positive if digit > 0 else negative).append(self.act << at)
+                odd -= digit
+            odd >>= 1
+            at += 1
+        for value in positive:
+            total = value if total is None else total + value
+        for value in negative:
+            total = total - value
+        # Headroom for the slice: the exact width is what the odd multiple needs.
+        return total.as_signed() if len(total) >= max(self.widths) else (total + Const(0, signed(max(self.widths))))
+
+
+class WeightDecoder(wiring.Component):
+    """Turns a weight's code into the control word that a processing element stores. Combinational.
+
+    Parameters
+    ----------
+    product : ProductForm
+        Format and kind of the elements.
+
+    Members
+    -------
+    code : In(format.bits)
+        The code from weight memory.
+    controls : Out(product.control_bits)
+        Control words of the product's terms, least significant first.
+    """
+
+    def __init__(self, *, product: ProductForm):
+        self.product = product
+        super().__init__({"code": In(product.format.bits), "controls": Out(product.control_bits)})
+
+    def elaborate(self, platform):
+        m = Module()
+        if self.product.kind == "multiplier":
+            bits = self.product.format.bits
+            extended = Cat(Const(0, 1), self.code, self.code[-1])  # the bit right of the weight, and its sign
+            at = 0
+            for term in self.product.terms:
+                window = extended[term.offset:term.offset + 3] if term.offset + 3 <= bits + 2 else \
+                    Cat(extended[term.offset:], extended[-1])
+                with m.Switch(window):
+                    for index in range(8):
+                        with m.Case(index):
+                            word = term.pack(self.product.booth_digit(index))
+                            m.d.comb += self.controls[at:at + term.control_bits].eq(word)
+                at += term.control_bits
+        else:
+            with m.Switch(self.code):
+                for code, level in enumerate(self.product.format.code_levels):
+                    if level is not None:
+                        with m.Case(code):
+                            m.d.comb += self.controls.eq(self.product.pack(level))
+        return m
+
+
+class ProcessingElement(wiring.Component):
+    """Weight-stationary processing element without a multiplier.
+
+    Each cycle ``psum_o <= psum_i + sum(raw product of every lane)`` and ``act_o <= act_i``: the latency of both paths
+    is one cycle. ``load`` captures a weight into the shadow register, ``swap`` makes the shadow the active weight from
+    the next cycle on; both travel to the right beside the activations. A load and a swap in one cycle are legal: the
+    weight that becomes active is the one loaded before. There is no flow control, the array that owns the element
+    skews its inputs; sums wrap, their width is chosen so that they cannot.
+
+    Parameters
+    ----------
+    product : ProductForm
+        How ``w * x`` is formed.
+    lanes : int
+        Products per cycle.
+    act_bits : int
+        Width of an activation.
+    psum_in_bits, psum_out_bits : int
+        Widths of the partial sums from above and to below; 0 above for the first row.
+
+    Members
+    -------
+    act_i, act_o : In, Out(lanes * sum of multiple_bits)
+        Activation multiples of all lanes, from the left and to the right.
+    load_i, load_o, swap_i, swap_o : In, Out(1)
+        Weight strobes, from the left and to the right.
+    weight_i : In(lanes * control_bits)
+        Control words from the column's bus.
+    psum_i, psum_o : In, Out(signed)
+        Partial sums, from above and to below.
+    """
+
+    def __init__(self, *, product: ProductForm, lanes: int, act_bits: int, psum_in_bits: int, psum_out_bits: int):
+        self.product = product
+        self.lanes = lanes
+        self.act_bits = act_bits
+        self.widths = multiple_bits(product, act_bits)
+        self.act_bundle_bits = lanes * sum(self.widths)
+        self.weight_bits = lanes * product.control_bits
+        super().__init__({
+            "act_i": In(self.act_bundle_bits),
+            "act_o": Out(self.act_bundle_bits),
+            "load_i": In(1),
+            "load_o": Out(1),
+            "swap_i": In(1),
+            "swap_o": Out(1),
+            "weight_i": In(self.weight_bits),
+            **({"psum_i": In(signed(psum_in_bits))} if psum_in_bits else {}),
+            "psum_o": Out(signed(psum_out_bits)),
+        })
+        self.psum_in_bits = psum_in_bits
+
+    def elaborate(self, platform):
+        m = Module()
+        act_o = Signal(self.act_bundle_bits, reset_less=True)
+        shadow = Signal(self.weight_bits, reset_less=True)
+        active = Signal(self.weight_bits, reset_less=True)
+        psum = Signal.like(self.psum_o, reset_less=True)
+        m.d.comb += [self.act_o.eq(act_o), self.psum_o.eq(psum)]
+        m.d.sync += [act_o.eq(self.act_i), self.load_o.eq(self.load_i), self.swap_o.eq(self.swap_i)]
+        with m.If(self.load_i):
+            m.d.sync += shadow.eq(self.weight_i)
+        with m.If(self.swap_i):
+            m.d.sync += active.eq(shadow)
+
+        addends = [self.psum_i] if self.psum_in_bits else []
+        for lane in range(self.lanes):
+            multiples, at = [], lane * sum(self.widths)
+            for width in self.widths:
+                multiples.append(self.act_i[at:at + width])
+                at += width
+            at = lane * self.product.control_bits
+            for index, term in enumerate(self.product.terms):
+                controls = active[at:at + term.control_bits]
+                addends.append(self._term(m, f"term_{lane}_{index}", term, controls, multiples))
+                at += term.control_bits
+        m.d.sync += psum.eq(_balanced_sum(addends))
+        return m
+
+    @staticmethod
+    def _term(m: Module, name: str, term: Term, controls, multiples):
+        """One shifted product: select, invert, gate, shift.
+
+        Inverting and gating the narrow value, before the shift, is the smallest form on every fabric that was
+        measured. Every stage is a named signal, since a shared expression would be emitted once per use.
+        """
+        negative, at = controls[0], 1
+        nonzero = controls[at] if term.zero else None
+        at += term.zero
+        shift = controls[at:at + term.shift_bits]
+        select = controls[at + term.shift_bits:]
+
+        candidates = [_shift_left(multiple, (base & -base).bit_length() - 1)
+                      for base, multiple in zip(term.bases, multiples, strict=True)]
+        value = Signal(signed(max(len(candidate) for candidate in candidates)), name=f"{name}_signed")
+        chosen = candidates[-1].as_signed()
+        for index in reversed(range(len(candidates) - 1)):
+            chosen = Mux(select == index, candidates[index].as_signed(), chosen)
+        inverted = chosen ^ negative.replicate(len(value)).as_signed()
+        m.d.comb += value.eq(inverted if nonzero is None else inverted & nonzero.replicate(len(value)).as_signed())
+        for stage in range(term.shift_bits):
+            width = len(value) + min(1 << stage, term.shifts - 1)
+            shifted = Signal(signed(width), name=f"{name}_shifted_{stage}")
+            m.d.comb += shifted.eq(Mux(shift[stage], _shift_left(value, 1 << stage).as_signed(), value))
+            value = shifted
+        return _shift_left(value, term.offset).as_signed()
+
+
+def _shift_left(value, amount: int):
+    """Shift by a constant: wiring."""
+    return Cat(Const(0, amount), value) if amount else value
+
+
+def _balanced_sum(values):
+    """Add values up in a tree of minimal depth."""
+    values = list(values)
+    while len(values) > 1:
+        values = [values[i] + values[i + 1] if i + 1 < len(values) else values[i] for i in range(0, len(values), 2)]
+    return values[0]

@@ -1,0 +1,140 @@
+"""The sequencer: runs a list of layers without the host, and accounts for every cycle."""
+
+from amaranth.hdl import Module, Signal
+from amaranth.lib import data, wiring
+from amaranth.lib.wiring import In, Out
+
+from .config import ArrayConfig
+from .descriptor import COUNTERS, DESCRIPTOR_WORDS, HOST_BITS
+from .layouts import address_bits, descriptor_layout
+from .memory import BlockRAM
+
+__all__ = ["Sequencer"]
+
+
+class Sequencer(wiring.Component):
+    """Fetches layer descriptors, starts layers one after the other, and counts.
+
+    A layer starts when the one before it has written its last output. Its descriptor is fetched meanwhile, word by
+    word from a memory as wide as the host stream, so that a layer boundary costs one cycle of control; fetching takes
+    :attr:`fetch_cycles`.
+
+    Parameters
+    ----------
+    config : ArrayConfig
+        Depth of program memory.
+
+    Members
+    -------
+    program_address, program_write, program_data : In
+        Write port of program memory, in host words.
+    run : In(1)
+        Run ``run_layers`` layers, the first of which lies at word ``run_address``.
+    busy : Out(1)
+        A run is under way.
+    upcoming, layer : Out(descriptor)
+        The layer that ``start`` begins, and the running layer.
+    start : Out(1)
+        Begin a layer in the next cycle.
+    prime : Out(1)
+        The layer is the first of the run: no weights are loaded yet.
+    issuing, issued_last, waits_for_weights, holds : In(1)
+        The address generator issues a word, issues the layer's last word, waits for weights, is held.
+    done : In(1)
+        The layer's last output is being written.
+    counters : Out(ArrayLayout(32, len(COUNTERS)))
+        Cycles of the latest run, in the order of :data:`nomul_hw.descriptor.COUNTERS`.
+    """
+
+    def __init__(self, config: ArrayConfig):
+        self.config = config
+        self.program_words = config.memory.layers * DESCRIPTOR_WORDS
+        address = address_bits(self.program_words)
+        super().__init__({
+            "program_address": In(address),
+            "program_write": In(1),
+            "program_data": In(HOST_BITS),
+            "run": In(1),
+            "run_address": In(address),
+            "run_layers": In(address_bits(config.memory.layers + 1)),
+            "busy": Out(1),
+            "upcoming": Out(descriptor_layout()),
+            "layer": Out(descriptor_layout()),
+            "start": Out(1),
+            "prime": Out(1),
+            "issuing": In(1),
+            "issued_last": In(1),
+            "waits_for_weights": In(1),
+            "holds": In(1),
+            "done": In(1),
+            "counters": Out(data.ArrayLayout(32, len(COUNTERS))),
+        })
+
+    def elaborate(self, platform):
+        m = Module()
+        m.submodules.program = program = BlockRAM(width=HOST_BITS, depth=self.program_words)
+        m.d.comb += [
+            program.write_address.eq(self.program_address),
+            program.write_enable.eq(self.program_write),
+            program.write_data.eq(self.program_data),
+        ]
+
+        # Fetch: a bit walks along the words of a descriptor, one cycle behind the address.
+        address = Signal.like(program.read_address)
+        fetching, arriving = Signal(DESCRIPTOR_WORDS), Signal(DESCRIPTOR_WORDS)
+        begin_fetch, fetched = Signal(), Signal()
+        m.d.comb += [program.read_address.eq(address), program.read_enable.eq(fetching.any())]
+        m.d.sync += [fetching.eq((fetching << 1) | begin_fetch), arriving.eq(fetching)]
+        with m.If(fetching.any()):
+            m.d.sync += address.eq(address + 1)
+        for index in range(DESCRIPTOR_WORDS):
+            with m.If(arriving[index]):
+                m.d.sync += self.upcoming.as_value().word_select(index, HOST_BITS).eq(program.read_data)
+        with m.If(arriving[-1]):
+            m.d.sync += fetched.eq(1)
+
+        left = Signal.like(self.run_layers)
+        counting = {name: Signal(name=f"counts_{name}") for name in COUNTERS}
+        m.d.comb += self.busy.eq(counting["total"])
+        with m.FSM():
+            with m.State("IDLE"):
+                with m.If(self.run & (self.run_layers != 0)):
+                    m.d.comb += begin_fetch.eq(1)
+                    m.d.sync += [
+                        address.eq(self.run_address),
+                        left.eq(self.run_layers),
+                        self.prime.eq(1),
+                        self.counters.as_value().eq(0),
+                    ]
+                    m.next = "START"
+            with m.State("START"):
+                m.d.comb += [counting["total"].eq(1), counting["control"].eq(1)]
+                with m.If(fetched):
+                    m.d.comb += [self.start.eq(1), begin_fetch.eq(left != 1)]
+                    m.d.sync += [
+                        self.layer.eq(self.upcoming),
+                        fetched.eq(0),
+                        self.prime.eq(0),
+                        left.eq(left - 1),
+                    ]
+                    m.next = "ISSUE"
+            with m.State("ISSUE"):
+                m.d.comb += [
+                    counting["total"].eq(1),
+                    counting["busy"].eq(self.issuing),
+                    counting["weight"].eq(self.waits_for_weights),
+                    counting["requantize"].eq(self.holds),
+                ]
+                with m.If(self.issued_last):
+                    m.next = "DRAIN"
+            with m.State("DRAIN"):
+                m.d.comb += [counting["total"].eq(1), counting["drain"].eq(1)]
+                with m.If(self.done):
+                    with m.If(left == 0):
+                        m.next = "IDLE"
+                    with m.Else():
+                        m.next = "START"
+        for index, name in enumerate(COUNTERS):
+            with m.If(counting[name]):
+                m.d.sync += self.counters[index].eq(self.counters[index] + 1)
+        return m

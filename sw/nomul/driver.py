@@ -1,0 +1,239 @@
+"""The driver: runs programs on devices, and reads back what they computed.
+
+A :class:`Device` runs a program on a batch of inputs. A :class:`StreamDevice` is one behind a pair of host streams,
+whatever carries them: a Verilated model, later a serial line or a bus. The golden model is a device too.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
+from nomul_hw.config import ArrayConfig
+from nomul_hw.descriptor import COUNTERS, DESCRIPTOR_WORDS, HOST_BITS, Opcode, Target, target_word_bits
+
+from .compiler.packing import pack_words, unpack_words
+from .compiler.program import Program
+from .graph import Tensor
+
+__all__ = ["Device", "DeviceError", "RunResult", "StreamDevice", "Transport"]
+
+Words = npt.NDArray[np.uint32]
+Codes = npt.NDArray[np.int8]
+
+
+class DeviceError(RuntimeError):
+    """A device that does not do what a program needs: another array, no answer, a wrong answer."""
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a device computed.
+
+    Parameters
+    ----------
+    outputs : int8 array, shape (batch, channels, height, width)
+        Output codes.
+    counters : tuple of mapping, one per sample
+        Cycles by cause; empty where the device does not count.
+    """
+
+    outputs: Codes
+    counters: tuple[Mapping[str, int], ...]
+
+
+@runtime_checkable
+class Device(Protocol):
+    """Anything that runs programs."""
+
+    def run(self, program: Program, codes: Codes) -> RunResult:
+        """Run a program on input codes, int8 (batch, channels, height, width)."""
+        ...
+
+
+class Transport(Protocol):
+    """Carries host words to an accelerator and back."""
+
+    @property
+    def config(self) -> ArrayConfig:
+        """The accelerator at the other end, as far as is known here."""
+        ...
+
+    def transfer(self, words: Words, replies: int) -> Words:
+        """Send ``words`` and return the ``replies`` words that the accelerator answers.
+
+        Raises
+        ------
+        DeviceError
+            If the answer does not come.
+        """
+        ...
+
+
+class StreamDevice:
+    """An accelerator behind a transport.
+
+    The program stays loaded between calls; another one is loaded when it is first run.
+
+    Parameters
+    ----------
+    transport : Transport
+        How to reach it.
+
+    Raises
+    ------
+    DeviceError
+        If the accelerator that answers is not the one that the transport promises.
+    """
+
+    #: Host words sent at most at a time; keeps the memory of long batches bounded.
+    CHUNK_WORDS = 1 << 20
+
+    def __init__(self, transport: Transport):
+        self.transport = transport
+        self._loaded: Program | None = None
+        identity = int(self.transport.transfer(_command(Opcode.READ, Target.IDENTITY, 0, 1), 1)[0])
+        if identity != self.config.identity:
+            raise DeviceError(f"the device answers as {identity:08x}, expected {self.config.identity:08x} "
+                              f"({self.config.name}): it was generated from another configuration")
+
+    @property
+    def config(self) -> ArrayConfig:
+        """The accelerator's configuration."""
+        return self.transport.config
+
+    def load(self, program: Program) -> None:
+        """Load descriptors, parameters and weights.
+
+        Raises
+        ------
+        DeviceError
+            If the program was compiled for another array.
+        """
+        if program.config.hash != self.config.hash:
+            raise DeviceError(f"the program was compiled for {program.config.name} ({program.config.identity:08x}), "
+                              f"the device is {self.config.name} ({self.config.identity:08x}): compile it again")
+        self._loaded = None
+        self.transport.transfer(np.concatenate([
+            self._write(Target.PROGRAM, 0, program.descriptors),
+            self._write(Target.PARAMETER, 0, program.parameters),
+            self._write(Target.WEIGHT, 0, program.weights),
+        ]), 0)
+        self._loaded = program
+
+    def run(self, program: Program, codes: Codes) -> RunResult:
+        """Run a program on input codes, int8 (batch, channels, height, width)."""
+        graph = program.graph
+        source, target = graph.tensor(graph.input), graph.tensor(graph.output)
+        codes = check_codes(codes, source)
+        if self._loaded is not program:
+            self.load(program)
+        run = np.concatenate([
+            _command(Opcode.RUN, 0, 0, len(program.layers)),
+            _command(Opcode.READ, Target.COUNTER, 0, len(COUNTERS)),
+            self._read_tensor(program, target),
+        ])
+        answer_words = len(COUNTERS) + self._tensor_host_words(target, program)
+        answers = []
+        for samples in self._chunks(codes, program, source):
+            sent = [np.concatenate([self._write_tensor(program, source, sample), run]) for sample in samples]
+            answers.append(self.transport.transfer(np.concatenate(sent), answer_words * len(sent)))
+        replies = np.concatenate(answers).reshape(len(codes), answer_words)
+        counters = tuple(dict(zip(COUNTERS, map(int, row), strict=True)) for row in replies[:, :len(COUNTERS)])
+        return RunResult(self._from_words(replies[:, len(COUNTERS):], target), counters)
+
+    def run_layers(self, program: Program, sample: Codes) -> Iterator[tuple[str, Codes, dict[str, int]]]:
+        """Run one sample layer by layer, int8 (channels, height, width).
+
+        Yields
+        ------
+        name : str
+            Name of the node.
+        output : int8 array, shape (channels, height, width)
+            What it wrote.
+        counters : dict
+            Cycles of the node, run on its own (so that each layer fetches its first descriptor and weights itself).
+        """
+        graph = program.graph
+        if self._loaded is not program:
+            self.load(program)
+        source = graph.tensor(graph.input)
+        self.transport.transfer(self._write_tensor(program, source, check_codes(sample[None], source)[0]), 0)
+        first = 0
+        for node in graph.nodes:
+            count = sum(layer.node == node.name for layer in program.layers)
+            target = graph.tensor(node.output)
+            words = self.transport.transfer(np.concatenate([
+                _command(Opcode.RUN, 0, first * DESCRIPTOR_WORDS, count),
+                _command(Opcode.READ, Target.COUNTER, 0, len(COUNTERS)),
+                self._read_tensor(program, target),
+            ]), len(COUNTERS) + self._tensor_host_words(target, program))
+            first += count
+            counters = dict(zip(COUNTERS, map(int, words[:len(COUNTERS)]), strict=True))
+            yield node.name, self._from_words(words[None, len(COUNTERS):], target)[0], counters
+
+    # Words -----------------------------------------------------------------------------------------------------
+
+    def _host_words(self, target: Target) -> int:
+        """Host words of one word of a target."""
+        return -(-target_word_bits(self.config, target) // HOST_BITS)
+
+    def _tensor_host_words(self, tensor: Tensor, program: Program) -> int:
+        return program.placements[tensor.name].words * self._host_words(Target.ACTIVATION_0)
+
+    def _write(self, target: Target, address: int, words: Words) -> Words:
+        """A write command with its data."""
+        return np.concatenate([_command(Opcode.WRITE, target, address, len(words) // self._host_words(target)), words])
+
+    def _write_tensor(self, program: Program, tensor: Tensor, sample: Codes) -> Words:
+        """Write one sample of a tensor: (channels, height, width) to words of ``rows * lanes`` channels."""
+        placement = program.placements[tensor.name]
+        depth = self.config.depth
+        words = -(-tensor.channels // depth)
+        padded = np.zeros((words * depth, tensor.height * tensor.width), dtype=np.int8)
+        padded[:tensor.channels] = sample.reshape(tensor.channels, -1)
+        per_pixel = padded.reshape(words, depth, -1).transpose(0, 2, 1).reshape(-1, depth)
+        return self._write(_bank(placement.bank), placement.address,
+                           pack_words(per_pixel, self.config.act_bits).reshape(-1))
+
+    def _read_tensor(self, program: Program, tensor: Tensor) -> Words:
+        placement = program.placements[tensor.name]
+        return _command(Opcode.READ, _bank(placement.bank), placement.address, placement.words)
+
+    def _from_words(self, words: Words, tensor: Tensor) -> Codes:
+        """Undo the layout of :meth:`_write_tensor`: (batch, host words) to (batch, channels, height, width)."""
+        batch, depth = len(words), self.config.depth
+        rows = words.reshape(-1, self._host_words(Target.ACTIVATION_0))
+        values = unpack_words(rows, self.config.act_bits, depth).astype(np.int8)
+        planes = values.reshape(batch, -1, tensor.height * tensor.width, depth).transpose(0, 1, 3, 2)
+        return planes.reshape(batch, -1, tensor.height, tensor.width)[:, :tensor.channels]
+
+    def _chunks(self, codes: Codes, program: Program, source: Tensor) -> Iterator[Codes]:
+        step = max(1, self.CHUNK_WORDS // self._tensor_host_words(source, program))
+        for start in range(0, len(codes), step):
+            yield codes[start:start + step]
+
+
+def check_codes(codes: Codes, tensor: Tensor) -> Codes:
+    """Check a batch of input codes.
+
+    Raises
+    ------
+    DeviceError
+        If it is not int8, empty, or of another shape than the network's input.
+    """
+    codes = np.asarray(codes)
+    if codes.dtype != np.int8 or codes.ndim != 4 or codes.shape[1:] != tensor.shape or not len(codes):
+        raise DeviceError(f"input must be int8 codes of shape (batch, {', '.join(map(str, tensor.shape))}), "
+                          f"not {codes.dtype} of shape {codes.shape}")
+    return codes
+
+
+def _bank(index: int) -> Target:
+    return (Target.ACTIVATION_0, Target.ACTIVATION_1)[index]
+
+
+def _command(opcode: Opcode, target: int, address: int, count: int) -> Words:
+    """The three words of a command."""
+    return np.array([opcode | target << 8, address, count], dtype=np.uint32)
