@@ -95,7 +95,7 @@ def gain_digits(multiplier: int, terms: int) -> tuple[int, tuple[tuple[int, int]
     ValueError
         If the multiplier is not odd and positive or needs more digits.
     """
-    for count in range(terms):
+    for count in range(terms if multiplier > 0 else 0):
         for positions in combinations(range(1, _max_digit(terms) + 1), count):
             for lead, *signs in product((1, -1), repeat=count + 1):
                 if lead + sum(sign << at for sign, at in zip(signs, positions, strict=True)) == multiplier:
@@ -120,27 +120,22 @@ def gain_multipliers(terms: int) -> tuple[int, ...]:
 
 
 @cache
-def _mantissas(terms: int) -> tuple[tuple[float, int, int], ...]:
-    """(m / 2**k in [1, 2), m, k), ascending."""
-    return tuple(sorted((m / (1 << (m.bit_length() - 1)), m, m.bit_length() - 1) for m in gain_multipliers(terms)))
+def _lattice(terms: int, max_shift: int) -> tuple[tuple[Gain, ...], npt.NDArray[np.float64]]:
+    """All gains, ascending by multiplier and shift, and their values."""
+    gains = tuple(Gain(m, shift) for m in gain_multipliers(terms) for shift in range(max_shift + 1))
+    return gains, np.asarray([gain.value for gain in gains])
 
 
 def gains_near(value: float, *, terms: int, max_shift: int, count: int) -> list[Gain]:
     """List the ``count`` lattice gains nearest to a positive ``value`` (by ratio), nearest first.
 
-    Only gains with ``0 <= shift <= max_shift`` exist; fewer are returned where the lattice ends.
+    Only gains with ``0 <= shift <= max_shift`` exist; fewer are returned where there are not so many.
     """
     if not value > 0 or not np.isfinite(value):
         raise ValueError(f"A gain must be a positive number, not {value!r}")
-    exponent = int(np.floor(np.log2(value)))
-    reach = 1 + count // len(_mantissas(terms))
-    found = []
-    for octave in range(exponent - reach, exponent + reach + 1):
-        for _, m, k in _mantissas(terms):
-            if 0 <= k - octave <= max_shift:
-                found.append(Gain(m, k - octave))
-    found.sort(key=lambda gain: (abs(np.log2(gain.value / value)), gain))
-    return found[:count]
+    gains, values = _lattice(terms, max_shift)
+    order = np.argsort(np.abs(np.log2(values / value)), kind="stable")
+    return [gains[index] for index in order[:count]]
 
 
 def nearest_gain(value: float, *, terms: int, max_shift: int) -> Gain:
@@ -152,6 +147,6 @@ def nearest_gain(value: float, *, terms: int, max_shift: int) -> Gain:
         If ``value`` lies beyond the lattice (its shift would be negative or above ``max_shift``).
     """
     near = gains_near(value, terms=terms, max_shift=max_shift, count=1)
-    if not near or not 0.5 < near[0].value / value < 2:
+    if not near or not 0.7 < near[0].value / value < 1.43:
         raise ValueError(f"Gain {value:g} is outside the lattice of shifts 0..{max_shift}")
     return near[0]

@@ -257,11 +257,16 @@ def _parse_format(value: object) -> WeightFormat:
             return get_format(value)
         if isinstance(value, Mapping):
             keys = set(value)
+            for key in keys & {"levels", "multiples"}:
+                if not isinstance(value[key], list):
+                    raise ValueError(f"{key} must be a list of integers, not {value[key]!r}")
             if keys == {"name", "levels"}:
                 return WeightFormat(value["name"], tuple(value["levels"]))
             if keys == {"name", "multiples", "shifts", "zero"}:
+                if not isinstance(value["zero"], bool):
+                    raise ValueError(f"zero must be true or false, not {value['zero']!r}")
                 return WeightFormat.from_products(
-                    value["name"], value["multiples"], value["shifts"], zero=bool(value["zero"])
+                    value["name"], value["multiples"], value["shifts"], zero=value["zero"]
                 )
             raise ValueError("a table has the keys name, levels, or name, multiples, shifts, zero; "
                              f"not {', '.join(sorted(keys))}")
@@ -311,6 +316,6 @@ def load_config(path: str | Path) -> ArrayConfig:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # not TOML, not UTF-8, absurd numbers, absurd nesting
         raise ConfigError(f"{path}: not TOML: {error}") from None
     return parse_config(data, source=str(path))

@@ -8,6 +8,7 @@ This module is plain Python and NumPy. Hardware, golden model, quantizers and co
 :class:`WeightFormat`; none of them keeps a table of its own.
 """
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -60,8 +61,10 @@ class WeightFormat:
     levels: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        if not isinstance(self.name, str) or not self.name:
-            raise TypeError(f"Format name must be a non-empty string, not {self.name!r}")
+        if not isinstance(self.name, str):
+            raise TypeError(f"Format name must be a string, not {self.name!r}")
+        if not re.fullmatch("[A-Za-z][A-Za-z0-9_]*", self.name):  # It becomes part of file names.
+            raise ValueError(f"Format name must be letters, digits and underscores, a letter first, not {self.name!r}")
         if not isinstance(self.levels, tuple) or not all(
             isinstance(level, int) and not isinstance(level, bool) for level in self.levels
         ):
@@ -99,9 +102,9 @@ class WeightFormat:
             Keep only this many of the smallest magnitudes (zero not counted).
         """
         multiples = tuple(multiples)
-        if not multiples or any(not isinstance(m, int) or m < 1 or m % 2 == 0 for m in multiples):
+        if not multiples or any(type(m) is not int or m < 1 or m % 2 == 0 for m in multiples):
             raise ValueError(f"Multiples of format {name!r} must be odd positive integers, not {multiples!r}")
-        if not isinstance(shifts, int) or not 1 <= shifts < MAX_LEVEL.bit_length():
+        if type(shifts) is not int or not 1 <= shifts < MAX_LEVEL.bit_length():
             raise ValueError(f"Number of shifts of format {name!r} must be an integer in "
                              f"1..{MAX_LEVEL.bit_length() - 1}, not {shifts!r}")
         positive = sorted({m << s for m in multiples for s in range(shifts)})[:magnitudes]
@@ -116,7 +119,7 @@ class WeightFormat:
     @classmethod
     def uniform(cls, bits: int) -> "WeightFormat":
         """Build the two's-complement integers of ``bits`` bits, ``-2**(bits-1) .. 2**(bits-1)-1``."""
-        if not isinstance(bits, int) or not 2 <= bits <= 8:
+        if type(bits) is not int or not 2 <= bits <= 8:
             raise ValueError(f"A uniform format has 2 to 8 bits, not {bits!r}")
         return cls(f"int{bits}", tuple(range(-(1 << (bits - 1)), 1 << (bits - 1))))
 

@@ -53,10 +53,12 @@ class Multiples(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        m.d.comb += self.multiples.eq(
-            Cat(self._times(odd_part(base))[:width] for base, width in zip(self.product.bases, self.widths,
-                                                                           strict=True))
-        )
+        multiples = []
+        for base, width in zip(self.product.bases, self.widths, strict=True):
+            multiple = Signal(signed(width), name=f"times_{odd_part(base)}")
+            m.d.comb += multiple.eq(self._times(odd_part(base)))
+            multiples.append(multiple)
+        m.d.comb += self.multiples.eq(Cat(multiples))
         return m
 
     def _times(self, odd: int):
@@ -74,8 +76,7 @@ class Multiples(wiring.Component):
             total = value if total is None else total + value
         for value in negative:
             total = total - value
-        # Headroom for the slice: the exact width is what the odd multiple needs.
-        return total.as_signed() if len(total) >= max(self.widths) else (total + Const(0, signed(max(self.widths))))
+        return total
 
 
 class WeightDecoder(wiring.Component):
@@ -176,12 +177,12 @@ class ProcessingElement(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        act_o = Signal(self.act_bundle_bits, reset_less=True)
+        passing = Signal(self.act_bundle_bits, reset_less=True)
         shadow = Signal(self.weight_bits, reset_less=True)
         active = Signal(self.weight_bits, reset_less=True)
         psum = Signal.like(self.psum_o, reset_less=True)
-        m.d.comb += [self.act_o.eq(act_o), self.psum_o.eq(psum)]
-        m.d.sync += [act_o.eq(self.act_i), self.load_o.eq(self.load_i), self.swap_o.eq(self.swap_i)]
+        m.d.comb += [self.act_o.eq(passing), self.psum_o.eq(psum)]
+        m.d.sync += [passing.eq(self.act_i), self.load_o.eq(self.load_i), self.swap_o.eq(self.swap_i)]
         with m.If(self.load_i):
             m.d.sync += shadow.eq(self.weight_i)
         with m.If(self.swap_i):

@@ -4,15 +4,17 @@ A :class:`Device` runs a program on a batch of inputs. A :class:`StreamDevice` i
 whatever carries them: a Verilated model, later a serial line or a bus. The golden model is a device too.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
+
 from nomul_hw.config import ArrayConfig
 from nomul_hw.descriptor import COUNTERS, DESCRIPTOR_WORDS, HOST_BITS, Opcode, Target, target_word_bits
 
+from .compiler.input_packing import pack_input
 from .compiler.packing import pack_words, unpack_words
 from .compiler.program import Program
 from .graph import Tensor
@@ -136,8 +138,8 @@ class StreamDevice:
         ])
         answer_words = len(COUNTERS) + self._tensor_host_words(target, program)
         answers = []
-        for samples in self._chunks(codes, program, source):
-            sent = [np.concatenate([self._write_tensor(program, source, sample), run]) for sample in samples]
+        for samples in self._chunks(codes, program):
+            sent = [np.concatenate([self._write_input(program, sample), run]) for sample in samples]
             answers.append(self.transport.transfer(np.concatenate(sent), answer_words * len(sent)))
         replies = np.concatenate(answers).reshape(len(codes), answer_words)
         counters = tuple(dict(zip(COUNTERS, map(int, row), strict=True)) for row in replies[:, :len(COUNTERS)])
@@ -159,7 +161,8 @@ class StreamDevice:
         if self._loaded is not program:
             self.load(program)
         source = graph.tensor(graph.input)
-        self.transport.transfer(self._write_tensor(program, source, check_codes(sample[None], source)[0]), 0)
+        packed = pack_input(graph, program.input_window, check_codes(sample[None], source))
+        self.transport.transfer(self._write_input(program, packed[0]), 0)
         first = 0
         for node in graph.nodes:
             count = sum(layer.node == node.name for layer in program.layers)
@@ -186,13 +189,14 @@ class StreamDevice:
         """A write command with its data."""
         return np.concatenate([_command(Opcode.WRITE, target, address, len(words) // self._host_words(target)), words])
 
-    def _write_tensor(self, program: Program, tensor: Tensor, sample: Codes) -> Words:
-        """Write one sample of a tensor: (channels, height, width) to words of ``rows * lanes`` channels."""
-        placement = program.placements[tensor.name]
+    def _write_input(self, program: Program, sample: Codes) -> Words:
+        """Write one sample: (channels, height, width) to words of ``rows * lanes`` channels of a pixel."""
+        placement = program.placements[program.graph.input]
+        channels, height, width = sample.shape
         depth = self.config.depth
-        words = -(-tensor.channels // depth)
-        padded = np.zeros((words * depth, tensor.height * tensor.width), dtype=np.int8)
-        padded[:tensor.channels] = sample.reshape(tensor.channels, -1)
+        words = -(-channels // depth)
+        padded = np.zeros((words * depth, height * width), dtype=np.int8)
+        padded[:channels] = sample.reshape(channels, -1)
         per_pixel = padded.reshape(words, depth, -1).transpose(0, 2, 1).reshape(-1, depth)
         return self._write(_bank(placement.bank), placement.address,
                            pack_words(per_pixel, self.config.act_bits).reshape(-1))
@@ -202,17 +206,19 @@ class StreamDevice:
         return _command(Opcode.READ, _bank(placement.bank), placement.address, placement.words)
 
     def _from_words(self, words: Words, tensor: Tensor) -> Codes:
-        """Undo the layout of :meth:`_write_tensor`: (batch, host words) to (batch, channels, height, width)."""
+        """Undo the layout of :meth:`_write_input`: (batch, host words) to (batch, channels, height, width)."""
         batch, depth = len(words), self.config.depth
         rows = words.reshape(-1, self._host_words(Target.ACTIVATION_0))
         values = unpack_words(rows, self.config.act_bits, depth).astype(np.int8)
         planes = values.reshape(batch, -1, tensor.height * tensor.width, depth).transpose(0, 1, 3, 2)
         return planes.reshape(batch, -1, tensor.height, tensor.width)[:, :tensor.channels]
 
-    def _chunks(self, codes: Codes, program: Program, source: Tensor) -> Iterator[Codes]:
-        step = max(1, self.CHUNK_WORDS // self._tensor_host_words(source, program))
+    def _chunks(self, codes: Codes, program: Program) -> Iterator[Codes]:
+        """Cut a batch into what is sent at a time, packed."""
+        words = self._tensor_host_words(program.graph.tensor(program.graph.input), program)
+        step = max(1, self.CHUNK_WORDS // words)
         for start in range(0, len(codes), step):
-            yield codes[start:start + step]
+            yield pack_input(program.graph, program.input_window, codes[start:start + step])
 
 
 def check_codes(codes: Codes, tensor: Tensor) -> Codes:

@@ -1,10 +1,12 @@
 """Lowering: from a graph's nodes to descriptors, parameters and weight tiles."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+
 from nomul_hw.arithmetic import gain_digits
 from nomul_hw.config import ArrayConfig
 from nomul_hw.descriptor import (
@@ -21,6 +23,7 @@ from nomul_hw.timing import hold_cycles
 
 from ..graph import Conv, Graph, Node, Pool, Tensor
 from .allocation import CompileError, allocate
+from .input_packing import packed_graph, packing_windows
 from .packing import pack_fields, pack_words
 from .program import Layer, Placement, Program
 
@@ -43,6 +46,7 @@ def compile_graph(graph: Graph, config: ArrayConfig) -> Program:
 
     The weights' order in memory is the order of use: block of output channels, kernel row, kernel column, channel
     word, array row. A layer whose output has more pixels than there are accumulators runs as several strips of rows.
+    A first convolution of few channels has its window packed into channels, as far as the memories allow.
 
     Raises
     ------
@@ -50,6 +54,18 @@ def compile_graph(graph: Graph, config: ArrayConfig) -> Program:
         If the graph was quantized for another array, does not fit its memories, or an accumulator could overflow.
     """
     _check_match(graph, config)
+    for window in packing_windows(graph, config):
+        try:
+            return _lower(graph, window, config)
+        except CompileError:
+            if window == (1, 1):
+                raise
+    raise AssertionError("no packing is always possible")
+
+
+def _lower(original: Graph, window: tuple[int, int], config: ArrayConfig) -> Program:
+    """Compile a graph with a window of its first convolution packed into channels."""
+    graph = packed_graph(original, window)
     placements = allocate(graph, config)
 
     layers: list[Layer] = []
@@ -77,11 +93,11 @@ def compile_graph(graph: Graph, config: ArrayConfig) -> Program:
 
     # The loader runs ahead: when a layer's last tile is in use it fetches the first tile of the next convolution.
     following = 0
-    for layer in reversed(layers):
-        assert isinstance(layer.values, dict)
-        layer.values["weight_next"] = following
-        if layer.values["op"] == LayerOp.CONV:
-            following = layer.values["weight_base"]
+    for index in reversed(range(len(layers))):
+        values = {**layers[index].values, "weight_next": following}
+        layers[index] = replace(layers[index], values=values)
+        if values["op"] == LayerOp.CONV:
+            following = values["weight_base"]
 
     for what, needed, depth in (("weights", weight_at, config.memory.weights),
                                 ("parameters", parameter_at, config.memory.parameters),
@@ -91,7 +107,8 @@ def compile_graph(graph: Graph, config: ArrayConfig) -> Program:
                                f"set memory.{what} to at least {needed}")
     return Program(
         config=config,
-        graph=graph,
+        graph=original,
+        input_window=window,
         layers=tuple(layers),
         placements=placements,
         descriptors=np.array([_pack_descriptor(layer) for layer in layers], dtype=np.uint32).reshape(-1),

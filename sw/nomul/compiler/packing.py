@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
+
 from nomul_hw.descriptor import HOST_BITS, Field
 
 __all__ = ["pack_fields", "pack_words", "unpack_words"]

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
+
 from nomul_hw.config import ArrayConfig
 
 from ..graph import Graph
@@ -57,7 +58,9 @@ class Program:
     layers : tuple of Layer
         In execution order.
     placements : mapping of str to Placement
-        Where each tensor lies in the activation banks.
+        Where each tensor lies in the activation banks; the input as it is sent, packed.
+    input_window : (int, int)
+        Height and width of the first convolution's window that the host packs into channels; (1, 1) for none.
     descriptors, parameters, weights : uint32 array
         Contents of the memories in host words, in the order of addresses.
     """
@@ -66,6 +69,7 @@ class Program:
     graph: Graph
     layers: tuple[Layer, ...]
     placements: Mapping[str, Placement]
+    input_window: tuple[int, int]
     descriptors: npt.NDArray[np.uint32]
     parameters: npt.NDArray[np.uint32]
     weights: npt.NDArray[np.uint32]

@@ -1,0 +1,144 @@
+"""An integer graph as real arithmetic in PyTorch, equal to the golden model to the bit.
+
+Every scale is a power of two and every gain a small integer over a power of two. So the real numbers that stand for
+a layer's integers, their products and their sums are themselves floating-point numbers: rounding never happens but
+where the contract rounds, in ``floor(x + 0.5)``. That holds while the integers fit the significand; the constructor
+proves it per layer from the weights at hand.
+
+The real numbers are what a user compares with the float network; the codes are what the machine computes.
+"""
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch.nn import functional
+
+from nomul_hw.arithmetic import act_range
+
+from ..graph import Conv, Graph, Node, Pool, Tensor
+from .config import QuantizeError
+
+__all__ = ["FakeQuant"]
+
+
+class FakeQuant(torch.nn.Module):
+    """Run a graph in PyTorch on real numbers that lie on the grids of its tensors.
+
+    Parameters
+    ----------
+    graph : Graph
+        The quantized network.
+    dtype : torch.dtype
+        ``torch.float64``, or ``torch.float32`` where its 24 bits are enough.
+
+    Raises
+    ------
+    QuantizeError
+        If a layer's integers do not fit ``dtype``; the message names the first such node.
+    """
+
+    def __init__(self, graph: Graph, *, dtype: torch.dtype = torch.float64) -> None:
+        super().__init__()
+        if dtype not in (torch.float64, torch.float32):
+            raise QuantizeError(f"Fake quantization runs in torch.float64 or torch.float32, not {dtype}")
+        self.graph = graph
+        self.dtype = dtype
+        self.layers = torch.nn.ModuleList(_Layer(graph, node, dtype) for node in graph.nodes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Compute real outputs (batch, *output_shape) from real inputs (batch, channels, height, width)."""
+        return self.tensors(x)[self.graph.output].reshape(len(x), *self.graph.output_shape)
+
+    def tensors(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Compute every tensor of the graph, (batch, channels, height, width) in reals, by name."""
+        source = self.graph.tensor(self.graph.input)
+        if x.ndim != 4 or tuple(x.shape[1:]) != source.shape:
+            raise QuantizeError(f"Input must have the shape (batch, {source.channels}, {source.height}, "
+                                f"{source.width}), not {tuple(x.shape)}")
+        # In float64 whatever the dtype: adding 0.5 to a float32 could round.
+        reals = {source.name: _quantize(x.double(), source, act_range(self.graph.act_bits)).to(self.dtype)}
+        for node, layer in zip(self.graph.nodes, self.layers, strict=True):
+            reals[node.output] = layer(reals[node.input])
+        return reals
+
+    def codes(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Compute the codes (int8) of every tensor of the graph from real inputs, by name."""
+        codes = {}
+        for name, real in self.tensors(x).items():
+            tensor = self.graph.tensor(name)
+            codes[name] = (real * 2.0**-tensor.exponent + tensor.zero_point).to(torch.int8)
+        return codes
+
+
+class _Layer(torch.nn.Module):
+    """One node: real input codes to real output codes, each on its grid."""
+
+    weights: torch.Tensor
+    bias: torch.Tensor
+
+    def __init__(self, graph: Graph, node: Node, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.node, self.target = node, graph.tensor(node.output)
+        source = graph.tensor(node.input)
+        if isinstance(node, Conv):
+            levels, self.groups = node.weights.astype(np.int64), 1
+        else:
+            assert isinstance(node, Pool)
+            taps = node.kernel if node.kind == "sum" else (1, 1)
+            levels, self.groups = np.ones((source.channels, 1, *taps), dtype=np.int64), source.channels
+        # The zero point's share of the accumulator is a constant: here it moves to the bias, and padding is real 0.
+        bias = node.bias + source.zero_point * levels.sum(axis=(1, 2, 3))
+        _check_exact(graph, node, levels, bias, dtype)
+        gain = np.ldexp(node.multiplier.astype(np.float64), self.target.exponent - node.shift)
+        self._add("weights", levels * (np.ldexp(gain, -source.exponent))[:, None, None, None], dtype)
+        self._add("bias", bias * gain, dtype)
+        self.lowest = float(np.ldexp(act_range(graph.act_bits)[0] - source.zero_point, source.exponent))
+
+    def _add(self, name: str, values: npt.ArrayLike, dtype: torch.dtype) -> None:
+        self.register_buffer(name, torch.from_numpy(np.array(values, dtype=np.float64)).to(dtype))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        node = self.node
+        top, left, bottom, right = node.padding
+        stride, dilation = node.stride, node.dilation
+        if isinstance(node, Pool) and node.kind == "max":
+            # Padding reads as the smallest code; PyTorch's own padding of a maximum is at most half a window.
+            x = functional.pad(x, (left, right, top, bottom), value=self.lowest)
+            x = functional.max_pool2d(x, node.kernel, node.stride, dilation=node.dilation)
+            stride, dilation = (1, 1), (1, 1)
+        else:
+            x = functional.pad(x, (left, right, top, bottom))
+        # NNPACK multiplies float32 by Winograd's transforms, which round.
+        exact = torch.backends.nnpack.flags(enabled=False) if x.dtype == torch.float32 else nullcontext()
+        with exact:
+            y = functional.conv2d(x, self.weights, self.bias, stride, dilation=dilation, groups=self.groups)
+        return _quantize(y, self.target, (node.low, node.high))
+
+
+def _quantize(x: torch.Tensor, tensor: Tensor, clamp: Sequence[int]) -> torch.Tensor:
+    """Round to a tensor's grid, half up, and saturate."""
+    low, high = (code - tensor.zero_point for code in clamp)
+    steps = torch.floor(x * 2.0**-tensor.exponent + 0.5)
+    return steps.clamp(low, high) * 2.0**tensor.exponent
+
+
+def _check_exact(graph: Graph, node: Node, levels: npt.NDArray[np.int64], bias: npt.NDArray[np.int64],
+                 dtype: torch.dtype) -> None:
+    """Prove that every partial sum of a node is an integer multiple of one unit that ``dtype`` holds exactly."""
+    low, high = act_range(graph.act_bits)
+    zero_point = graph.tensor(node.input).zero_point
+    most = max(zero_point - low, high - zero_point)
+    bits = 1 - int(np.log2(torch.finfo(dtype).eps))
+    for taps, extra, multiplier in zip(np.abs(levels).sum(axis=(1, 2, 3)).tolist(), bias.tolist(),
+                                       node.multiplier.tolist(), strict=True):
+        bound = 2 * (taps * most + abs(extra)) * multiplier  # twice: for the 0.5 of the rounding
+        if bound >= 1 << bits:
+            raise QuantizeError(f"node {node.name!r}: sums up to {bound} are not exact in {dtype}, "
+                                f"which holds integers up to 2**{bits}")
+    # Units as real numbers must not underflow either.
+    unit = min(graph.tensor(node.input).exponent, graph.tensor(node.output).exponent) - int(node.shift.max())
+    if unit - graph.tensor(node.input).exponent < int(np.log2(torch.finfo(dtype).tiny)):
+        raise QuantizeError(f"node {node.name!r}: a shift of {int(node.shift.max())} underflows {dtype}")
