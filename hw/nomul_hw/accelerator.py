@@ -139,12 +139,14 @@ class Accelerator(wiring.Component):
         ]
 
         # Memory ports: the machine's while it runs, else the host's.
+        m.d.comb += output.skip_word.eq(Mux(bank_at_memory, banks[0].read_data, banks[1].read_data))
         for index, bank in enumerate(banks):
             target = (Target.ACTIVATION_0, Target.ACTIVATION_1)[index]
             m.d.comb += [
-                bank.read_address.eq(Mux(sequencer.busy, generator.address, host.address)),
-                bank.read_enable.eq(Mux(sequencer.busy, generator.token.valid & (layer.in_bank == index),
-                                        host.read[index])),
+                bank.read_address.eq(Mux(sequencer.busy, Mux(
+                    layer.in_bank == index, generator.address, output.skip_address), host.address)),
+                bank.read_enable.eq(Mux(sequencer.busy, Mux(
+                    layer.in_bank == index, generator.token.valid, output.skip_enable), host.read[index])),
                 bank.write_address.eq(Mux(sequencer.busy, output.address, host.address)),
                 bank.write_data.eq(Mux(sequencer.busy, output.code.as_value().replicate(config.word_chunks),
                                        host.data[:config.act_word_bits])),

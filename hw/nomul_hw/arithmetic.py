@@ -9,6 +9,9 @@
   ``half = 2**(n-1)`` (0 if ``n == 0``): round half up, everywhere. The gain ``m / 2**n`` lies on a lattice:
   ``m`` is 1, or an odd integer of at most ``terms`` signed binary digits, so that ``v * m`` is a few adds of shifts.
 - A **gain** is chosen on the lattice before the weights are quantized, never rounded to it afterwards.
+- **Residual addition** happens inside requantization, before the rounding:
+  ``y = clamp(((v * m + (skip << (n - drop)) + half) >> n) + zp, low, high)`` with ``skip = q - zp`` of the tensor that
+  is added, and ``drop = exponent of the output - exponent of that tensor`` in 0..3.
 - **Average pooling** is a sum over the window (padding included as ``zp``) and a requantization.
 """
 
@@ -19,10 +22,14 @@ from itertools import combinations, product
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Gain", "act_range", "gain_digits", "gain_multipliers", "gains_near", "nearest_gain", "requantize",
+__all__ = ["MAX_SKIP_DROP", "Gain", "act_range", "gain_digits", "gain_multipliers", "gains_near", "nearest_gain", "requantize",
            "round_half_up", "zero_point"]
 
 Int64Array = npt.NDArray[np.int64]
+
+
+#: Largest difference of exponents in a residual addition.
+MAX_SKIP_DROP = 3
 
 
 @dataclass(frozen=True, order=True)
@@ -62,11 +69,18 @@ def requantize(
     zero_point: int,
     low: int,
     high: int,
+    skip: Int64Array | None = None,
+    drop: int = 0,
 ) -> Int64Array:
-    """Apply ``clamp((((acc + bias) * m + half) >> n) + zp, low, high)``; arguments broadcast, everything is int64."""
-    product = (acc + bias) * multiplier
+    """Apply ``clamp((((acc + bias) * m + (skip << (n - drop)) + half) >> n) + zp, low, high)``.
+
+    Arguments broadcast, everything is int64. ``drop`` must be at most the smallest shift.
+    """
+    doubled = ((acc + bias) * multiplier) << 1
+    if skip is not None:
+        doubled = doubled + (skip << (shift + 1 - drop))
     # (product + 2**(n-1)) >> n, written so that n == 0 needs no case of its own; the hardware does the same.
-    rounded = (((product << 1) >> shift) + 1) >> 1
+    rounded = ((doubled >> shift) + 1) >> 1
     return np.clip(rounded + zero_point, low, high)
 
 

@@ -39,6 +39,8 @@ class OutputStage(wiring.Component):
         Results of the channel unit with their token.
     parameter_address, parameter_write, parameter_data
         Write port of parameter memory.
+    skip_address, skip_enable, skip_word
+        Read port of the bank that holds the skip tensor; the word comes one cycle after its address.
     address, parts, code : Out
         Write port of the output bank: word address, one bit per chunk of a word, and the codes of the chunk.
     done : Out(1)
@@ -62,6 +64,9 @@ class OutputStage(wiring.Component):
             "parameter_address": In(address_bits(config.memory.parameters)),
             "parameter_write": In(1),
             "parameter_data": In(config.requantize_lanes * parameter_layout(config).size),
+            "skip_address": Out(address_bits(config.memory.activations)),
+            "skip_enable": Out(1),
+            "skip_word": In(data.ArrayLayout(signed(config.act_bits), config.depth)),
             "address": Out(address_bits(config.memory.activations)),
             "parts": Out(config.word_chunks),
             "code": Out(data.ArrayLayout(signed(config.act_bits), config.requantize_lanes)),
@@ -139,7 +144,27 @@ class OutputStage(wiring.Component):
             parameters.write_enable.eq(self.parameter_write),
             parameters.write_data.eq(self.parameter_data),
         ]
+        # The skip tensor's chunk is read where the output will be written, and waits one cycle for its sums.
+        address = Signal.like(self.address)
+        part = Signal(config.word_chunks)
+        m.d.comb += [
+            address.eq(here.plane + current.pixel),
+            self.skip_address.eq(address + layer.skip_address[:len(address)]),
+            self.skip_enable.eq(taking & layer.skip),
+        ]
+        m.d.sync += part.eq(here.part)
+
         for lane in range(lanes):
+            skipped = Signal(config.act_bits, name=f"skipped_{lane}")
+            skip = Signal(signed(config.act_bits + 1), name=f"skip_{lane}", reset_less=True)
+            with m.Switch(part):
+                for index in range(config.word_chunks):
+                    with m.Case(1 << index):
+                        m.d.comb += skipped.eq(self.skip_word[index * lanes + lane])
+            # Less the zero point: with the smallest code as 0 the top bit flips and there is no sign.
+            top = skipped[-1]
+            m.d.sync += skip.eq(Mux(
+                layer.skip, Cat(skipped[:-1], top ^ layer.skip_low, top & ~layer.skip_low).as_signed(), 0))
             from_array = Signal(signed(config.acc_bits), name=f"from_array_{lane}")
             from_pool = Signal(signed(config.pool_bits), name=f"from_pool_{lane}")
             taken = Signal(signed(config.acc_bits), name=f"taken_{lane}", reset_less=True)
@@ -157,6 +182,8 @@ class OutputStage(wiring.Component):
                 requantizer.zero_point.eq(layer.zero_point),
                 requantizer.low.eq(layer.low),
                 requantizer.high.eq(layer.high),
+                requantizer.drop.eq(layer.skip_drop),
+                requantizer.skip.eq(skip),
                 self.code[lane].eq(requantizer.code),
             ]
 
@@ -166,7 +193,7 @@ class OutputStage(wiring.Component):
         m.d.comb += [
             stage.valid.eq(taking),
             stage.done.eq(taking & last_chunk & current.layer_last),
-            stage.address.eq(here.plane + current.pixel),
+            stage.address.eq(address),
             stage.part.eq(here.part),
         ]
         for index in range(self.latency):

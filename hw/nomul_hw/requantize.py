@@ -1,4 +1,4 @@
-"""Requantization without a multiplier: ``clamp((((acc + bias) * m + half) >> n) + zp, low, high)``.
+"""Requantization without a multiplier: ``clamp((((acc + bias) * m + skip + half) >> n) + zp, low, high)``.
 
 The rules are those of :mod:`nomul_hw.arithmetic`; ``m`` is a sum of at most ``gain_terms`` signed powers of two.
 """
@@ -29,6 +29,11 @@ class Requantizer(wiring.Component):
         Bias and gain of its channel, in the same cycle.
     zero_point, low, high : In(signed(8))
         Of the layer; stable while it runs. The zero point is 0 or the smallest code.
+    skip : In(signed(act_bits + 1))
+        What is added before rounding, one cycle after ``acc``; 0 for nothing.
+    drop : In(2)
+        The gain's shift is less by this many places than it should be, and ``skip`` has as many below the point.
+        Stable while a layer runs.
     code : Out(signed(act_bits))
         The activation.
     """
@@ -44,6 +49,8 @@ class Requantizer(wiring.Component):
             "zero_point": In(signed(8)),
             "low": In(signed(8)),
             "high": In(signed(8)),
+            "skip": In(signed(config.act_bits + 1)),
+            "drop": In(2),
             "code": Out(signed(config.act_bits)),
         })
 
@@ -58,12 +65,19 @@ class Requantizer(wiring.Component):
         shift = Signal.like(gain.shift, reset_less=True)
         m.d.sync += shift.eq(gain.shift)
 
-        # Round half up with one bit below the point: ((2 * product >> n) + 1) >> 1.
-        halves, overflow = self._shift_right(m, Cat(Const(0, 1), product), shift, act_bits + 3)
-        rounded = Signal(signed(act_bits + 3), reset_less=True)
+        # Round half up with one more bit below the point than the skip has: (2 * (sum + skip) + 2**drop) >> (drop + 1).
+        # What leaves the window is out of range with any skip: |skip| is below a quarter of it.
+        addend = Signal(signed(act_bits + 3), reset_less=True)
+        m.d.sync += addend.eq((self.skip << 1) + Cat(self.drop == places for places in range(4)))
+        halves, overflow = self._shift_right(m, Cat(Const(0, 1), product), shift, act_bits + 6)
+        total = Signal(signed(act_bits + 7))
+        m.d.comb += total.eq(halves + addend)
+        rounded = Signal(signed(act_bits + 6), reset_less=True)
         above, below = Signal(reset_less=True), Signal(reset_less=True)
+        for places in range(4):
+            with m.If(self.drop == places):
+                m.d.sync += rounded.eq(total >> (places + 1))
         m.d.sync += [
-            rounded.eq((halves + 1) >> 1),
             above.eq(overflow & ~product[-1]),
             below.eq(overflow & product[-1]),
         ]

@@ -57,11 +57,15 @@ def run(graph: Graph, codes: npt.NDArray[np.int8]) -> dict[str, Int8Array]:
         _check_products(graph, node)
         # Channels first, so that one matrix product makes it; (channels, batch, height, width).
         result = np.empty((target.channels, len(codes), target.height, target.width), dtype=np.int8)
+        skip = None
+        if node.skip is not None:
+            skip = tensors[node.skip].transpose(1, 0, 2, 3).astype(np.int64) - graph.tensor(node.skip).zero_point
         for batch, rows, acc in _blocks(graph, node, tensors[node.input]):
             result[:, batch, rows] = requantize(
                 acc,
                 *(values[:, np.newaxis, np.newaxis, np.newaxis] for values in (node.bias, node.multiplier, node.shift)),
                 zero_point=target.zero_point, low=node.low, high=node.high,
+                skip=None if skip is None else skip[:, batch, rows], drop=graph.skip_drop(node),
             )
         tensors[node.output] = np.ascontiguousarray(result.transpose(1, 0, 2, 3))
     return tensors
@@ -123,7 +127,8 @@ def _check_products(graph: Graph, node: Node) -> None:
     """Refuse a node whose requantization could leave int64; Python integers, so this cannot itself."""
     bias = max(abs(int(node.bias.min())), abs(int(node.bias.max())))
     # Twice the product: requantize() keeps one more bit to round.
-    if 2 * (_magnitude(graph, node) + bias) * int(node.multiplier.max()) >= 1 << 63:
+    skip = 0 if node.skip is None else 1 << (graph.act_bits + int(node.shift.max()))
+    if 2 * ((_magnitude(graph, node) + bias) * int(node.multiplier.max()) + skip) >= 1 << 63:
         raise GoldenError(f"node {node.name!r}: accumulator, bias {bias} and gain exceed 64-bit arithmetic")
 
 

@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from nomul_hw.arithmetic import act_range, gain_multipliers, round_half_up
+from nomul_hw.arithmetic import MAX_SKIP_DROP, act_range, gain_multipliers, round_half_up
 from nomul_hw.formats import WeightFormat
 
 __all__ = ["Conv", "Graph", "GraphError", "Node", "Pool", "Tensor", "window_output"]
@@ -67,6 +67,9 @@ class Node:
         Gain ``multiplier / 2**shift``, on the lattice of ``gain_terms``.
     low, high : int
         Clamp of the output codes: the activation function.
+    skip : str, optional
+        A tensor of the output's shape that is added before rounding: a residual connection. Its exponent is at most
+        the output's, by up to 3.
     """
 
     name: str
@@ -81,6 +84,7 @@ class Node:
     shift: Int64Array
     low: int
     high: int
+    skip: str | None = field(default=None, kw_only=True)
 
     def output_size(self, height: int, width: int) -> tuple[int, int]:
         """Output height and width for an input of this size."""
@@ -157,6 +161,10 @@ class Graph:
         """Look a tensor up by name."""
         return self._by_name[name]
 
+    def skip_drop(self, node: Node) -> int:
+        """How much finer the scale of a node's skip tensor is than its output's, in powers of two; 0 without one."""
+        return self.tensor(node.output).exponent - self.tensor(node.skip).exponent if node.skip is not None else 0
+
     def macs(self, node: Node) -> int:
         """Multiply-accumulates of one sample, padding counted; 0 for a pool."""
         if not isinstance(node, Conv):
@@ -206,8 +214,17 @@ class Graph:
             if node.input not in known or node.output not in self._by_name or node.output in known:
                 yield f"{where} reads {node.input!r} and writes {node.output!r}: not in execution order"
                 return
-            known.add(node.output)
             source, target = self.tensor(node.input), self.tensor(node.output)
+            if node.skip is not None:
+                if node.skip not in known or self.tensor(node.skip).shape != target.shape:
+                    yield f"{where} adds {node.skip!r}, which is not an earlier tensor of shape {target.shape}"
+                    return
+                if not 0 <= self.skip_drop(node) <= MAX_SKIP_DROP:
+                    yield (f"{where} adds {node.skip!r} of exponent {self.tensor(node.skip).exponent} to an output of "
+                           f"exponent {target.exponent}; the difference must be in 0..{MAX_SKIP_DROP}")
+                if node.shift.size and node.shift.min() < self.skip_drop(node):
+                    yield f"{where} has a gain shift below {self.skip_drop(node)}, where its skip tensor is added"
+            known.add(node.output)
             if min(*node.kernel, *node.stride, *node.dilation) < 1 or min(node.padding) < 0:
                 yield f"{where} has a kernel, stride, dilation or padding out of range"
             if node.output_size(source.height, source.width) != (target.height, target.width):

@@ -3,6 +3,7 @@
 from nomul_hw.config import ArrayConfig
 
 from ..graph import Graph, Tensor
+from .banks import opposite_banks
 from .program import Placement
 
 __all__ = ["CompileError", "allocate"]
@@ -20,7 +21,8 @@ def tensor_words(tensor: Tensor, config: ArrayConfig) -> int:
 def allocate(graph: Graph, config: ArrayConfig) -> dict[str, Placement]:
     """Place all tensors, first fit. A tensor's words are free after its last reader.
 
-    The output of a node goes to the other bank than its input where there is room, so that the two never meet.
+    The output of a node goes to the other bank than its input where there is room; a skip tensor always lies in the
+    other bank than the input that is read beside it.
 
     Raises
     ------
@@ -28,13 +30,16 @@ def allocate(graph: Graph, config: ArrayConfig) -> dict[str, Placement]:
         If a tensor finds no room; the message says how much would do.
     """
     depth = config.memory.activations
-    last_use = {node.input: index for index, node in enumerate(graph.nodes)}
+    last_use = {name: index for index, node in enumerate(graph.nodes) for name in (node.input, node.skip) if name}
     last_use[graph.output] = len(graph.nodes)
     placements: dict[str, Placement] = {}
+    tied = opposite_banks(graph)
 
     def place(tensor: Tensor, now: int, prefer: int, reader: str) -> None:
         words = tensor_words(tensor, config)
-        for bank in (prefer, 1 - prefer):
+        # A tensor that is added to the result of another, or that another is added to, has its bank given by that.
+        given = {placements[name].bank ^ side for name, side in tied[tensor.name].items() if name in placements}
+        for bank in given or (prefer, 1 - prefer):
             live = sorted((p.address, p.address + p.words) for name, p in placements.items()
                           if p.bank == bank and last_use.get(name, -1) >= now)
             address = 0

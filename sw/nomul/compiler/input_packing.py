@@ -26,7 +26,7 @@ def packing_windows(graph: Graph, config: ArrayConfig) -> list[Window]:
     The last one is (1, 1), no packing; those before it take fewer tiles than it, if the memories hold them.
     """
     first = graph.nodes[0]
-    readers = [node for node in graph.nodes if node.input == graph.input]
+    readers = [node for node in graph.nodes for name in (node.input, node.skip) if name == graph.input]
     none = (1, 1)
     if not isinstance(first, Conv) or readers != [first] or graph.output == graph.input:
         return [none]

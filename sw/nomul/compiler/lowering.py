@@ -23,6 +23,7 @@ from nomul_hw.timing import hold_cycles
 
 from ..graph import Conv, Graph, Node, Pool, Tensor
 from .allocation import CompileError, allocate
+from .banks import with_copies
 from .input_packing import packed_graph, packing_windows
 from .packing import pack_fields, pack_words
 from .program import Layer, Placement, Program
@@ -65,7 +66,7 @@ def compile_graph(graph: Graph, config: ArrayConfig) -> Program:
 
 def _lower(original: Graph, window: tuple[int, int], config: ArrayConfig) -> Program:
     """Compile a graph with a window of its first convolution packed into channels."""
-    graph = packed_graph(original, window)
+    graph, owners = with_copies(packed_graph(original, window))
     placements = allocate(graph, config)
 
     layers: list[Layer] = []
@@ -78,16 +79,21 @@ def _lower(original: Graph, window: tuple[int, int], config: ArrayConfig) -> Pro
         if isinstance(node, Conv):
             tiles, correction = _weight_tiles(node, source, config)
             weight_words.append(tiles)
-        parameters = _parameters(node, correction, config)
+        parameters = _parameters(node, correction, graph.skip_drop(node), config)
         parameter_words.append(parameters)
         for values in _descriptors(node, source, target, placements, config):
+            if node.skip is not None:
+                skip, output = placements[node.skip], placements[node.output]
+                values.update(skip=1, skip_low=int(graph.tensor(node.skip).zero_point != 0),
+                              skip_drop=graph.skip_drop(node),
+                              skip_address=(skip.address - output.address) % (1 << 16))
             values.update(parameter_base=parameter_at, weight_base=weight_at)
             if isinstance(node, Conv):
                 macs = values["count_0"] + 1
                 macs *= (values["count_1"] + 1) * node.weights.size
             else:
                 macs = 0
-            layers.append(Layer(node.name, values, macs))
+            layers.append(Layer(owners.get(node.name, node.name), values, macs))
         parameter_at += len(parameters)
         weight_at += len(tiles) if isinstance(node, Conv) else 0
 
@@ -110,7 +116,7 @@ def _lower(original: Graph, window: tuple[int, int], config: ArrayConfig) -> Pro
         graph=original,
         input_window=window,
         layers=tuple(layers),
-        placements=placements,
+        placements={tensor.name: placements[tensor.name] for tensor in original.tensors},
         descriptors=np.array([_pack_descriptor(layer) for layer in layers], dtype=np.uint32).reshape(-1),
         parameters=np.concatenate(parameter_words).reshape(-1),
         weights=np.concatenate(weight_words).reshape(-1) if weight_words else np.zeros(0, dtype=np.uint32),
@@ -174,8 +180,11 @@ def _signed_bits(*values: np.int64) -> int:
     return 1 + max((int(v) if v >= 0 else ~int(v)).bit_length() for v in values)
 
 
-def _parameters(node: Node, correction: Int64Array, config: ArrayConfig) -> npt.NDArray[np.uint32]:
-    """Pack a node's biases and gains, (words, host words); channels beyond the last have gain 1 and bias 0."""
+def _parameters(node: Node, correction: Int64Array, drop: int, config: ArrayConfig) -> npt.NDArray[np.uint32]:
+    """Pack a node's biases and gains, (words, host words); channels beyond the last have gain 1 and bias 0.
+
+    Where a skip tensor is added, the gain's last ``drop`` places are shifted out after it.
+    """
     channels = len(node.bias)
     group = config.cols if isinstance(node, Conv) else config.depth
     count = -(-channels // group) * group
@@ -190,7 +199,7 @@ def _parameters(node: Node, correction: Int64Array, config: ArrayConfig) -> npt.
         raise CompileError(f"layer {node.name!r}: a bias of {bias[np.abs(bias).argmax()]} needs more than "
                            f"acc_bits = {config.acc_bits}")
     values = {field.name: np.zeros(count, dtype=np.int64) for field in parameter_fields(config)}
-    values["bias"], values["shift"] = fill(bias, 0), fill(node.shift, 0)
+    values["bias"], values["shift"] = fill(bias, 0), fill(node.shift - drop, 0)
     multiplier = fill(node.multiplier, 1)
     for each in np.unique(multiplier):
         where = multiplier == each
