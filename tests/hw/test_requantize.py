@@ -36,6 +36,13 @@ def vectors(config: ArrayConfig, rng: np.random.Generator, count: int):
             half = v << (n - 1)
             if low < half < high:
                 rows += [(half + near, 0, int(rng.choice(multipliers)), n) for near in (-1, 0, 1)]
+    # Codes around powers of two, where an output saturates and where a shifter drops bits.
+    for _ in range(count):
+        m, n = int(rng.choice(multipliers)), int(rng.integers(0, config.max_gain_shift + 1))
+        code = (int(rng.choice([-1, 1])) << int(rng.integers(config.act_bits - 2, config.act_bits + 7)))
+        v = (code + int(rng.integers(-2, 3)) << n) // m + int(rng.integers(-1, 2))
+        if low <= v <= high:
+            rows.append((v, 0, m, n))
     # Values whose codes are spread over the range and a little beyond.
     for _ in range(count):
         m, n = int(rng.choice(multipliers)), int(rng.integers(0, config.max_gain_shift + 1))
