@@ -197,7 +197,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(f"  simulator, cold         {found.build_cold_s:9.1f} s")
     print(f"  both from the cache     {found.build_cached_s:9.2f} s")
     print(f"  {found.layer}: {found.layer_cycles} cycles")
-    print(f"  simulated cycles per s  {found.cycles_per_s:9.0f}     (one thread; {found.cycles_per_cpu_s:.0f} per CPU s)")
+    print(f"  simulated cycles per s  {found.cycles_per_s:9.0f}     "
+          f"(one thread; {found.cycles_per_cpu_s:.0f} per CPU s)")
     print(f"  simulated MAC per s     {found.macs_per_s:9.3g}")
     return 0
 

@@ -25,13 +25,14 @@ from .cache import cached, content_hash
 
 __all__ = ["BuildError", "Optimize", "build_simulator", "compiler_name", "find_compiler"]
 
-#: What to be quick at: building the simulator, for many small designs, or running it, for a few long simulations.
+#: What to be quick at: building the simulator, for small designs and short simulations, or running it, for long ones.
 Optimize = Literal["build", "run"]
 
 _SHIM = Path(__file__).with_name("shim.cpp")
 
 _VERILATOR_FLAGS = ("--cc", "-O3", "--x-assign", "fast", "--x-initial", "fast", "--noassert", "--output-split", "0",
-                    "-Wno-fatal", "-Wno-lint", "-Wno-style", "--prefix", "Vtop")
+                    # Compilers take more than linear time for long functions, and write no better code for them.
+                    "--output-split-cfuncs", "500", "-Wno-fatal", "-Wno-lint", "-Wno-style", "--prefix", "Vtop")
 _COMPILER_FLAGS = ("-std=c++17", "-fPIC", "-fvisibility=hidden", "-w", "-DVERILATOR=1", "-DVM_COVERAGE=0", "-DVM_SC=0",
                    "-DVM_TIMING=0", "-DVM_TRACE=0", "-DVM_TRACE_FST=0", "-DVM_TRACE_VCD=0", "-DVM_TRACE_SAIF=0")
 _RUNTIME_SOURCES = ("verilated.cpp", "verilated_threads.cpp")

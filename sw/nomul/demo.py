@@ -6,7 +6,7 @@ and the simulators, each under the hash of what it was made from.
 
 import multiprocessing
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,9 @@ from nomul_sim.cache import cached, content_hash
 from nomul_sim.verilated import VerilatedDevice, accelerator_library, accelerator_verilog
 
 from . import digits
-from .compiler import compile_graph
+from .compiler import Program, compile_graph
+from .driver import Codes
+from .frontend import import_module
 from .inputs import InputError
 from .quantize import QuantizeConfig, quantize
 from .report import json_text, plot_demo
@@ -245,19 +247,33 @@ def run_demo(
         raise InputError(f"the test split has {len(data.test_x)} images, {images} of them cannot be run")
 
     # A fresh interpreter per builder: this one will have torch's threads, which do not survive a fork.
-    with ProcessPoolExecutor(min(_BUILDERS, len(configs)), multiprocessing.get_context("spawn")) as pool:
-        try:
-            simulators = {name: pool.submit(accelerator_library, config) for name, config in configs.items()}
-            tell("train the network; meanwhile build the simulators")
-            model = _trained(seed)
-            float_accuracy = _float_accuracy(model, data)
-            rows = tuple(
-                _run_format(name, config, model, data, simulators[name], float_accuracy, output, images, tell)
-                for name, config in configs.items()
-            )
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    builders = ProcessPoolExecutor(min(_BUILDERS, len(configs)), multiprocessing.get_context("spawn"))
+    # One format runs on RTL, outside Python, while the next one is quantized.
+    runners = ThreadPoolExecutor(1)
+    try:
+        simulators = {name: builders.submit(accelerator_library, config) for name, config in configs.items()}
+        tell("train the network; meanwhile build the simulators")
+        model = _trained(seed)
+        float_accuracy = _float_accuracy(model, data)
+        network = import_module(model, data.train_x[:2])
+        pending = []
+        for name, config in configs.items():
+            tell(f"{name}: quantize and compile")
+            graph = quantize(network, data.train_x[:CALIBRATION_IMAGES], QuantizeConfig(
+                config.format, act_bits=config.act_bits, gain_terms=config.gain_terms, acc_bits=config.acc_bits))
+            program = compile_graph(graph, config)
+            codes = graph.quantize_input(data.test_x)
+            classes = golden.run(graph, codes)[graph.output].reshape(len(codes), -1).argmax(axis=1)
+            checked = runners.submit(_verified, name, program, codes[:images], simulators[name], tell)
+            pending.append((name, program, float(np.mean(classes == data.test_y)), checked))
+        rows = tuple(
+            Row(name, program.config, float_accuracy, accuracy, checked.result(), program.estimate().utilisation,
+                _write_verilog(program.config, output))
+            for name, program, accuracy, checked in pending
+        )
+    finally:
+        runners.shutdown(cancel_futures=True)
+        builders.shutdown(cancel_futures=True)
     plot = output / "demo.png"
     lanes = f" of {base.lanes} lanes" if base.lanes > 1 else ""
     plot_demo(rows, plot, title=f"Handwritten digits on {base.rows} x {base.cols} processing elements{lanes}")
@@ -266,24 +282,19 @@ def run_demo(
     return result
 
 
-def _run_format(
-    name: str, config: ArrayConfig, model: "nn.Module", data: digits.Digits, simulator: "Future[Path]",
-    float_accuracy: float, output: Path, images: int, tell: Callable[[str], None],
-) -> Row:
-    tell(f"{name}: quantize and compile")
-    graph = quantize(model, data.train_x[:CALIBRATION_IMAGES],
-                     QuantizeConfig(config.format, act_bits=config.act_bits, gain_terms=config.gain_terms,
-                                    acc_bits=config.acc_bits))
-    program = compile_graph(graph, config)
-    codes = graph.quantize_input(data.test_x)
-    classes = golden.run(graph, codes)[graph.output].reshape(len(codes), -1).argmax(axis=1)
+def _verified(name: str, program: Program, codes: Codes, simulator: "Future[Path]", tell: Callable[[str], None]
+              ) -> Verification:
+    """Verify a program on RTL once its simulator is built."""
     if not simulator.done():
-        tell(f"{name}: build the simulator")
+        tell(f"{name}: wait for the simulator")
     simulator.result()
-    tell(f"{name}: run {images} images on RTL")
-    verification = verify(program, codes[:images], VerilatedDevice(config))
-    verilog = output / "verilog" / f"{config.name}.v"
-    verilog.parent.mkdir(parents=True, exist_ok=True)
-    verilog.write_text(accelerator_verilog(config), encoding="utf-8")
-    return Row(name, config, float_accuracy, float(np.mean(classes == data.test_y)), verification,
-               program.estimate().utilisation, verilog)
+    tell(f"{name}: run {len(codes)} images on RTL")
+    return verify(program, codes, VerilatedDevice(program.config))
+
+
+def _write_verilog(config: ArrayConfig, output: Path) -> Path:
+    """Write the Verilog that was simulated to the output folder."""
+    path = output / "verilog" / f"{config.name}.v"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(accelerator_verilog(config), encoding="utf-8")
+    return path

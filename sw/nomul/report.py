@@ -9,7 +9,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from matplotlib.axes import Axes
 
-    from nomul_hw.formats import WeightFormat
     from nomul_hw.verilog import Generated
 
     from .compiler import Program
@@ -34,7 +33,7 @@ if TYPE_CHECKING:
     from .quantize import QuantizeReport
     from .verify import Verification
 
-__all__ = ["demo_table", "estimate_table", "format_table", "generated_table", "json_text", "plain", "plot_demo",
+__all__ = ["demo_table", "estimate_table", "generated_table", "json_text", "plain", "plot_demo",
            "print_json", "print_text", "program_memory", "program_table", "quantize_table", "remark",
            "run_table", "steps", "verification_table"]
 
@@ -77,33 +76,27 @@ def remark(message: str) -> None:
 
 @contextmanager
 def steps(first: str | None = None) -> Iterator[Callable[[str], None]]:
-    """Show on stderr what is being done: on a terminal a spinner and the time of each step, else one line per step.
+    """Tell on stderr what is being done: a line per step, with the time since the start; on a terminal a spinner too.
 
     Yields
     ------
     callable
-        To be called with the next step.
+        To be called with each further step.
     """
-    if not sys.stderr.isatty():
-        if first:
-            remark(first)
-        yield remark
-        return
+    since = time.monotonic()
+    terminal = sys.stderr.isatty()
     console = Console(stderr=True, highlight=False)
-    current, since = first, time.monotonic()
-    with console.status(first or "") as spinner:
-        def finish() -> None:
-            if current:
-                console.print(Text(f"{time.monotonic() - since:6.1f} s  {current}", style="dim"))
 
-        def tell(message: str) -> None:
-            nonlocal current, since
-            finish()
-            current, since = message, time.monotonic()
-            spinner.update(message)
+    def tell(message: str) -> None:
+        if terminal:
+            console.print(Text(f"{time.monotonic() - since:6.1f} s  {message}", style="dim"))
+        else:
+            remark(message)
 
+    with console.status("") if terminal else nullcontext():
+        if first:
+            tell(first)
         yield tell
-        finish()
 
 
 def _table(*columns: str, title: str | None = None) -> Table:
@@ -121,15 +114,6 @@ def _ratio(value: float) -> str:
 
 def _verdict(ok: bool, text: str) -> Text:
     return Text(text, style="bold green" if ok else "bold red")
-
-
-def format_table(formats: Sequence["WeightFormat"]) -> Table:
-    """Weight formats: bits, levels, and what an element does with them."""
-    table = _table("<format", "bits", "levels", "multiples", "shifts", "<magnitudes")
-    for fmt in formats:
-        table.add_row(fmt.name, str(fmt.bits), str(len(fmt.levels)), ", ".join(map(str, fmt.multiples)),
-                      str(fmt.shifts), " ".join(map(str, fmt.magnitudes)))
-    return table
 
 
 def quantize_table(graph: "Graph", report: "QuantizeReport") -> RenderableType:

@@ -1,12 +1,13 @@
 """The whole machine in Amaranth's simulator: tiny networks, equal to the golden model in codes and in cycles."""
 
 from collections import deque
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from amaranth.sim import Simulator
 
-from nomul.compiler import compile_graph
+from nomul.compiler import CompileError, compile_graph
 from nomul.driver import StreamDevice
 from nomul.estimate import estimate
 from nomul.graph import Conv, Graph, Pool, Tensor
@@ -102,6 +103,21 @@ def test_network(config):
     result = StreamDevice(PythonTransport(config)).run(program, codes)
     np.testing.assert_array_equal(result.outputs, expected["y"])
     assert result.counters == (estimate(program).accounting,) * len(codes)
+
+def test_blocks_beyond_the_last_channel():
+    """An array of more columns than a word has channels writes words that no tensor has: they need room as well."""
+    rng = np.random.default_rng(1)
+    config = ArrayConfig("ternary", 1, 4, memory=replace(MEMORY, activations=36))
+    conv = Conv("conv", "x", "y", (1, 1), (1, 1), (0, 0, 0, 0), (1, 1), np.array([5]), np.array([1]), np.array([0]),
+                -128, 127, weights=np.array([[[[-1]]]], dtype=np.int32))
+    graph = Graph(config.format, 8, 2, (Tensor("x", 1, 3, 3, 0, 0), Tensor("y", 1, 3, 3, 0, 0)), (conv,), "x", "y",
+                  (1, 3, 3))
+    codes = input_codes(graph, rng, 1)
+    result = StreamDevice(PythonTransport(config)).run(compile_graph(graph, config), codes)
+    np.testing.assert_array_equal(result.outputs, golden.run(graph, codes)["y"])
+    with pytest.raises(CompileError, match="'conv': a tensor of 36 words"):
+        compile_graph(graph, replace(config, memory=replace(MEMORY, activations=35)))
+
 
 @pytest.mark.parametrize("name", [fmt.name for fmt in FORMATS.values() if len(fmt.multiples) <= MAX_MULTIPLES])
 def test_no_multiplier(name):

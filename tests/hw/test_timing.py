@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from itertools import product
 from math import gcd
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -36,44 +37,45 @@ def programs(draw) -> tuple[ArrayConfig, list[dict[str, int]]]:
 def count_cycles(config: ArrayConfig, layers: Sequence[Mapping[str, int]]) -> list[dict[str, int]]:
     """Step through a run as sequencer, address generator and weight loader do."""
     counted = []
+    spent: dict[str, int] = {}
     now = -1
-    started = -1  # the cycle that asked for the descriptor of the layer at hand
+
+    def spend(cause: str) -> None:
+        nonlocal now
+        spent[cause] += 1
+        spent["total"] += 1
+        now += 1
+
+    asked = -1  # the cycle in which the next layer's descriptor was asked for
     ready = None  # the first cycle in which a weight tile may start
     for layer in layers:
         spent = dict.fromkeys(COUNTERS, 0)
-
-        def spend(cause: str, spent=spent) -> int:
-            spent[cause] += 1
-            spent["total"] += 1
-            return now + 1
-
-        fetched = started + FETCH_CYCLES
-        now = spend("control")
-        while now < fetched:
-            now = spend("control")
-        started = now
+        spend("control")
+        while now < asked + FETCH_CYCLES:
+            spend("control")
+        asked = now
         if ready is None:
             ready = now + config.tile_cycles
 
         is_conv = layer["op"] == LayerOp.CONV
         ends = [layer[f"count_{level}"] for level in range(LOOPS)]
-        for counts in product(*(range(end + 1) for end in reversed(ends))):
-            counts = counts[::-1]  # innermost first
-            if is_conv and counts[:2] == (0, 0):
+        inner = slice(2, 5) if is_conv else slice(0, 2)
+        for outermost_first in product(*(range(end + 1) for end in reversed(ends))):
+            counts = list(reversed(outermost_first))
+            if is_conv and counts[:2] == [0, 0]:
                 while now + 1 < ready:
-                    now = spend("weight")
+                    spend("weight")
                 ready = now + 1 + config.tile_cycles
-            now = spend("busy")
-            inner = slice(2, 5) if is_conv else slice(0, 2)
-            if list(counts[inner]) == ends[inner] and list(counts) != ends:
+            spend("busy")
+            if counts[inner] == ends[inner] and counts != ends:
                 for _ in range(layer["hold"]):
-                    now = spend("requantize")
+                    spend("requantize")
 
-        # Memory, padding; array, accumulators or the channel unit; then chunk after chunk.
+        # Memory, padding; array and accumulators, or the channel unit; then chunk after chunk.
         stages = 2 + (config.rows + config.cols + 1 if is_conv else 2)
         chunks = config.column_chunks if is_conv else config.word_chunks
         for _ in range(stages + chunks - 1 + OutputStage.latency):
-            now = spend("drain")
+            spend("drain")
         counted.append(spent)
     return counted
 
@@ -88,6 +90,18 @@ def test_closed_form(program):
         assert list(each) == list(COUNTERS)
         assert each["total"] == sum(each.values()) - each["total"]
         assert min(each.values()) >= 0
+
+
+@pytest.mark.parametrize("ops", [[LayerOp.CONV], [LayerOp.MAX_POOL, LayerOp.CONV, LayerOp.CONV],
+                                 [LayerOp.SUM_POOL] * 2 + [LayerOp.CONV], [LayerOp.SUM_POOL] * 8 + [LayerOp.CONV]])
+def test_first_weights(ops):
+    """An array so tall that its first weights take longer than the layers that need none."""
+    config = ArrayConfig("ternary", 100, 100)
+    layers = [{"op": int(op), "hold": 0, **{f"count_{level}": 0 for level in range(LOOPS)}} for op in ops]
+    cycles = list(run_cycles(config, layers))
+    assert cycles == count_cycles(config, layers)
+    first = next(index for index, op in enumerate(ops) if op is LayerOp.CONV)
+    assert (cycles[first]["weight"] > 0) == (len(ops) < 9)
 
 
 @given(configs, st.sampled_from(LayerOp), st.integers(1, 40))

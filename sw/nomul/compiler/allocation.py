@@ -2,7 +2,7 @@
 
 from nomul_hw.config import ArrayConfig
 
-from ..graph import Graph, Tensor
+from ..graph import Conv, Graph, Tensor
 from .program import Placement
 
 __all__ = ["CompileError", "allocate"]
@@ -12,9 +12,10 @@ class CompileError(ValueError):
     """A graph that an accelerator cannot run; the message names the layer and what would do."""
 
 
-def tensor_words(tensor: Tensor, config: ArrayConfig) -> int:
-    """Words of a tensor: one per pixel and ``rows * lanes`` channels."""
-    return -(-tensor.channels // config.depth) * tensor.height * tensor.width
+def tensor_words(tensor: Tensor, config: ArrayConfig, group: int = 1) -> int:
+    """Words of a tensor, one per pixel and ``rows * lanes`` channels, that has whole groups of channels."""
+    channels = -(-tensor.channels // group) * group
+    return -(-channels // config.depth) * tensor.height * tensor.width
 
 
 def allocate(graph: Graph, config: ArrayConfig) -> dict[str, Placement]:
@@ -32,8 +33,10 @@ def allocate(graph: Graph, config: ArrayConfig) -> dict[str, Placement]:
     last_use[graph.output] = len(graph.nodes)
     placements: dict[str, Placement] = {}
 
-    def place(tensor: Tensor, now: int, prefer: int, reader: str) -> None:
-        words = tensor_words(tensor, config)
+    def place(tensor: Tensor, now: int, prefer: int, reader: str, group: int = 1) -> None:
+        # A convolution writes whole blocks of output channels. What lies beyond the tensor's last word is only in the
+        # way while it runs.
+        words = tensor_words(tensor, config, group)
         for bank in (prefer, 1 - prefer):
             live = sorted((p.address, p.address + p.words) for name, p in placements.items()
                           if p.bank == bank and last_use.get(name, -1) >= now)
@@ -43,7 +46,7 @@ def allocate(graph: Graph, config: ArrayConfig) -> dict[str, Placement]:
                     break
                 address = max(address, end)
             if address + words <= depth:
-                placements[tensor.name] = Placement(bank, address, words)
+                placements[tensor.name] = Placement(bank, address, tensor_words(tensor, config))
                 return
         held = sum(p.words for name, p in placements.items() if last_use.get(name, -1) >= now)
         raise CompileError(
@@ -54,5 +57,6 @@ def allocate(graph: Graph, config: ArrayConfig) -> dict[str, Placement]:
 
     place(graph.tensor(graph.input), 0, 0, f"input {graph.input!r}")
     for index, node in enumerate(graph.nodes):
-        place(graph.tensor(node.output), index, 1 - placements[node.input].bank, f"layer {node.name!r}")
+        place(graph.tensor(node.output), index, 1 - placements[node.input].bank, f"layer {node.name!r}",
+              config.cols if isinstance(node, Conv) else 1)
     return placements

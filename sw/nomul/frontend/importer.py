@@ -131,12 +131,12 @@ class _Walk:
                 self._operator(node)
             elif node.op == "output":
                 (results,) = node.args
-        if len(results) != 1:
-            raise UnsupportedError(f"The module has {len(results)} outputs; the machine computes one")
         if self.offenders:
             raise UnsupportedError("The machine cannot run this network:", self.offenders)
-        result = self.values[results[0].name]
-        if not result.chain:
+        if len(results) != 1:
+            raise UnsupportedError(f"The module has {len(results)} outputs; the machine computes one")
+        result = self.values.get(getattr(results[0], "name", ""))
+        if result is None or not result.chain:
             raise UnsupportedError("The module computes nothing that the machine could do")
         input_shape = next(iter(self.values.values())).shape
         return FloatGraph(input_shape, _hoist_clamps(result.chain), tuple(self._shape_of(results[0])[1:]))
@@ -330,7 +330,8 @@ class _Walk:
         return replace(value)
 
     def _first(self, node: "fx.Node", source: "fx.Node", value: _Value) -> _Value:
-        if node.args[1] != 0 or OPERATORS.get(str(source.target)) not in ("batch_norm", "max_pool"):
+        known = OPERATORS.get(str(source.target)) in ("batch_norm", "max_pool")
+        if value.chain is not None and not (known and node.args[1] == 0):
             raise _Unsupported("only the first result of a batch norm or a pool can be used")
         return replace(value)
 
@@ -360,9 +361,10 @@ class _Walk:
         return tuple(int(n) for n in (value[0] if isinstance(value, tuple | list) else value).shape)
 
     def _name(self, node: "fx.Node") -> str:
-        """Module path of a node, or its operator's name; made unique."""
-        path = _module_of(node)[0]
-        stem = path or str(node.target).split(".")[1].strip("_")
+        """Module path of a node, its operator added where the module is not PyTorch's own; made unique."""
+        path, kind = _module_of(node)
+        operator = str(node.target).split(".")[1].strip("_")
+        stem = path if kind.startswith("torch.nn.") else f"{path}.{operator}".strip(".")
         name, count = stem, 1
         while name in self.names:
             count += 1
@@ -408,10 +410,10 @@ def _hoist_clamps(chain: Iterable[FloatLayer]) -> tuple[FloatLayer, ...]:
 
 
 def _module_of(node: "fx.Node") -> tuple[str, str]:
-    """Path and type name of the innermost module that a node belongs to; the path is empty for the root."""
+    """Path and full type name of the innermost module that a node belongs to; the path is empty for the root."""
     stack = node.meta.get("nn_module_stack") or {}
     path, kind = next(reversed(stack.values()), ("", ""))
-    return path, (kind if isinstance(kind, str) else kind.__name__).rpartition(".")[2]
+    return path, kind if isinstance(kind, str) else f"{kind.__module__}.{kind.__qualname__}"
 
 
 def _source_of(node: "fx.Node") -> str:
@@ -430,5 +432,5 @@ def _source_of(node: "fx.Node") -> str:
 
 def _offender(node: "fx.Node", spelling: str, reason: str) -> Offender:
     path, kind = _module_of(node)
-    return Offender(spelling, f"{path or 'the top module'} ({kind})" if kind else path or "the top module",
-                    _source_of(node), reason)
+    module = f"{path or 'the top module'} ({kind.rpartition('.')[2]})" if kind else path or "the top module"
+    return Offender(spelling, module, _source_of(node), reason)

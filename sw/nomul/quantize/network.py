@@ -204,6 +204,8 @@ class _Quantizer:
 
     def _conv(self, layer: FloatConv, source: _Activations, factor: float) -> tuple[Conv, _Activations]:
         config = self.config
+        if not (np.isfinite(layer.weights).all() and np.isfinite(layer.bias).all()):
+            raise QuantizeError(f"{layer.name}: weights and biases must be finite numbers")
         linear = layer.linear(source.real)
         real = np.clip(linear, layer.low, layer.high)
         mean = linear.mean(axis=(0, 2, 3))
@@ -281,7 +283,8 @@ class _Quantizer:
         levels = np.where(np.arange(inputs) % 2, -smallest, smallest).astype(np.int64)
         most = inputs * smallest << self.config.act_bits
         shift = 0
-        while (abs(count) << (shift + 1)) + 2 * most < self.limit and shift < self.config.max_gain_shift:
+        # Half of the accumulator stays free for what the lanes of an array that the layer does not fill contribute.
+        while (abs(count) << (shift + 1)) + 2 * most < self.limit // 2 and shift < self.config.max_gain_shift:
             shift += 1
         return levels, (count << shift) + {ends[0]: -most, ends[1]: most}.get(count, 0), shift
 
