@@ -75,7 +75,7 @@ class AddressGenerator(wiring.Component):
 
         counts = [Signal(12, name=f"count_{level}") for level in range(LOOPS)]
         x, y = Signal(signed(12)), Signal(signed(12))
-        hold = Signal(8)
+        hold = Signal(len(layer.hold))
         pixel = Signal.like(token.pixel)
 
         is_conv = Signal()

@@ -9,7 +9,6 @@ from amaranth.hdl import Cat, Const, Module, Mux, Signal, signed
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
-from .formats import WeightFormat
 from .product import ProductForm, Term
 
 __all__ = ["Multiples", "ProcessingElement", "WeightDecoder", "multiple_bits", "odd_part"]

@@ -94,7 +94,7 @@ class Requantizer(wiring.Component):
     def _times_gain(self, m: Module, value, gain):
         """Add up the digits of the gain multiplier: the last, a positive shift, then the leading +1 or -1, the rest."""
         terms = self.config.gain_terms
-        bits = self.config.acc_bits + max(self.config.gain_multipliers).bit_length()
+        bits = self.config.acc_bits + (max(self.config.gain_multipliers) - 1).bit_length()
         shifted = []
         for digit in range(terms - 1):
             addend = Signal(signed(bits), name=f"digit_{digit}")

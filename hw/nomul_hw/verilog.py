@@ -39,7 +39,11 @@ __all__ = ["GenerateError", "Generated", "Netlist", "Port", "YosysError", "gener
 #: the bits that nobody reads, and resets and enables stand in the ``always`` blocks instead of in multiplexers in
 #: front of them.
 _PASSES = (
-    "proc -norom", "memory_collect", "opt_expr", "opt_merge", "opt_clean", "opt_dff", "wreduce", "opt_clean -purge",
+    "proc -norom", "memory_collect", "opt_expr", "opt_merge", "opt_clean", "opt_dff",
+    # Not of multiplexers: stages of a shifter would share their sign bits, which a simulator that schedules whole
+    # vectors takes for combinational loops.
+    "wreduce t:$mux %n",
+    "opt_clean -purge",
     # opt_clean keeps a wire that has an initial value, even if the register behind it is gone.
     "delete w:* a:init %i c:* %x %d x:* %d",
 )

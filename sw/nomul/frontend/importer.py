@@ -1,0 +1,436 @@
+"""Walk a PyTorch module's exported program into a float graph.
+
+The program is a list of operators in execution order. Each becomes a layer, changes the layer before it (a batch
+norm is folded, an activation becomes a clamp) or vanishes (dropout, reshapes). An operator that fits none of these
+is noted and the walk goes on, so that one error can name them all; nothing is ever left in float.
+"""
+
+import linecache
+import re
+import warnings
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .float_graph import FloatConv, FloatGraph, FloatLayer, FloatPool
+from .operators import ADVICE, OPERATORS, Offender, UnsupportedError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import fx, nn
+    from torch.export import ExportedProgram
+
+__all__ = ["export_program", "import_module"]
+
+Shape = tuple[int, int, int]
+
+
+def import_module(module: "nn.Module", example: "torch.Tensor | npt.NDArray[Any]") -> FloatGraph:
+    """Import a module as it behaves in evaluation mode.
+
+    Parameters
+    ----------
+    module : nn.Module
+        A chain of convolutions, linear layers, batch norms, clamp-like activations, pools, flattens and dropouts.
+        Its training flags are left as they are.
+    example : Tensor, shape (N, C, H, W) or (N, features)
+        Inputs that set the shapes; their values do not matter.
+
+    Raises
+    ------
+    UnsupportedError
+        If the module holds anything that the machine cannot run; lists all of it.
+    """
+    return _Walk(export_program(module, example)).graph()
+
+
+def export_program(module: "nn.Module", example: "torch.Tensor | npt.NDArray[Any]") -> "ExportedProgram":
+    """Export a module in evaluation mode, without operators that write in place."""
+    import torch
+
+    parameter = next((p for p in module.parameters() if p.is_floating_point()), None)
+    inputs = torch.as_tensor(example).to(torch.get_default_dtype() if parameter is None else parameter.dtype)
+    training = [part for part in module.modules() if part.training]
+    module.eval()
+    try:
+        # What PyTorch warns of here concerns its own internals, not the user's network.
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")
+            program = torch.export.export(module, (inputs,))
+            if any(_writes(node) for node in program.graph.nodes):
+                program = program.run_decompositions({})
+    except Exception as error:
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise UnsupportedError(f"PyTorch cannot export {type(module).__name__} for an input of shape "
+                               f"{tuple(inputs.shape)}: {reason[0]}") from error
+    finally:
+        for part in training:
+            part.training = True
+    return program
+
+
+def _writes(node: "fx.Node") -> bool:
+    schema = getattr(node.target, "_schema", None)
+    return schema is not None and schema.is_mutable
+
+
+def _pair(value: Any) -> tuple[int, int]:
+    """Spell PyTorch's ``n``, ``[n]`` and ``[m, n]`` as a pair."""
+    items = [value] if isinstance(value, int) else list(value)
+    return int(items[0]), int(items[-1])
+
+
+class _Unsupported(Exception):
+    """Why the operator at hand cannot be imported."""
+
+
+@dataclass
+class _Value:
+    """What a node of the program computes: the output of the layers so far, in some PyTorch shape.
+
+    Every operator reads one value, so a value is a chain of layers by construction; branches that nobody joins are
+    never part of the result. ``chain`` is None downstream of an offender: operators there are still looked at, but no
+    longer against each other.
+    """
+
+    shape: Shape
+    chain: tuple[FloatLayer, ...] | None
+    normalizable: bool = False  #: the value is the bare output of the last layer, which a batch norm may be folded into
+
+
+class _Walk:
+    """One walk over one exported program."""
+
+    def __init__(self, program: "ExportedProgram"):
+        self.program = program
+        self.offenders: list[Offender] = []
+        self.values: dict[str, _Value] = {}
+        self.parameters: dict[str, npt.NDArray[np.float64]] = {}
+        self.names: set[str] = set()
+        self.batch = 0
+
+    def graph(self) -> FloatGraph:
+        """Walk, and return what was found."""
+        from torch.export.graph_signature import InputKind
+
+        tensors = {**self.program.state_dict, **self.program.constants}
+        specs = {spec.arg.name: spec for spec in self.program.graph_signature.input_specs}
+        for node in self.program.graph.nodes:
+            if node.op == "placeholder":
+                spec = specs[node.name]
+                if spec.kind == InputKind.USER_INPUT:
+                    self._input(node)
+                elif spec.target in tensors:
+                    self.parameters[node.name] = tensors[spec.target].detach().cpu().double().numpy()
+            elif node.op == "call_function":
+                self._operator(node)
+            elif node.op == "output":
+                (results,) = node.args
+        if self.offenders:
+            raise UnsupportedError("The machine cannot run this network:", self.offenders)
+        if len(results) != 1:
+            raise UnsupportedError(f"The module has {len(results)} outputs; the machine computes one")
+        result = self.values.get(getattr(results[0], "name", ""))
+        if result is None or not result.chain:
+            raise UnsupportedError("The module computes nothing that the machine could do")
+        input_shape = next(iter(self.values.values())).shape
+        return FloatGraph(input_shape, _hoist_clamps(result.chain), tuple(self._shape_of(results[0])[1:]))
+
+    def _input(self, node: "fx.Node") -> None:
+        if self.values:
+            raise UnsupportedError("The module has several inputs; the machine takes one")
+        batch, *shape = self._shape_of(node)
+        if len(shape) not in (1, 3):
+            raise UnsupportedError(f"The input must be (N, C, H, W) or (N, features), not {(batch, *shape)}")
+        self.batch = batch
+        channels, height, width = shape if len(shape) == 3 else (*shape, 1, 1)
+        self.values[node.name] = _Value((channels, height, width), ())
+
+    def _operator(self, node: "fx.Node") -> None:
+        spelling = str(node.target) if hasattr(node.target, "_schema") else getattr(node.target, "__name__", "?")
+        inputs = [arg for arg in node.all_input_nodes if arg.name in self.values]
+        kind = OPERATORS.get(spelling)
+        if not inputs or kind == "check":
+            return  # arithmetic on parameters: whoever uses the result is looked at
+        source = self.values[inputs[0].name]
+        try:
+            if kind is None:
+                name = spelling.split(".")[1] if spelling.startswith("aten.") else spelling
+                raise _Unsupported(ADVICE.get(name, "the machine has nothing like it"))
+            if len(inputs) > 1 or node.args[0] is not inputs[0]:
+                raise _Unsupported("it must read one activation tensor, the output of the layer before it")
+            handler: Callable[[fx.Node, fx.Node, _Value], _Value] = getattr(self, f"_{kind}")
+            self.values[node.name] = handler(node, inputs[0], source)
+        except _Unsupported as why:
+            self.offenders.append(_offender(node, spelling, str(why)))
+            self.values[node.name] = _Value(source.shape, None)
+
+    # Layers ------------------------------------------------------------------------------------------------------
+
+    def _conv(self, node: "fx.Node", source: "fx.Node", value: _Value) -> _Value:
+        args = _arguments(node)
+        weights = self._parameter(args["weight"])
+        if args.get("transposed"):
+            raise _Unsupported(ADVICE["conv_transpose2d"])
+        if weights.ndim != 4:
+            raise _Unsupported("only two-dimensional convolutions run")
+        if args["groups"] != 1:
+            depthwise = args["groups"] == weights.shape[0] and weights.shape[1] == 1
+            raise _Unsupported("depthwise convolution is not supported yet" if depthwise
+                               else f"grouped convolution ({args['groups']} groups) is not supported yet")
+        self._expect_map(source, value)
+        kernel = (weights.shape[2], weights.shape[3])
+        dilation = _pair(args["dilation"])
+        padding = args["padding"]
+        if padding == "same":
+            total = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
+            before = [t // 2 for t in total]
+            sides = (*before, total[0] - before[0], total[1] - before[1])
+        else:
+            vertical, horizontal = (0, 0) if padding == "valid" else _pair(padding)
+            sides = (vertical, horizontal, vertical, horizontal)
+        return self._append(value, FloatConv(
+            self._name(node), kernel, _pair(args["stride"]), sides, dilation, weights=weights,
+            bias=self._bias(args["bias"], len(weights))), normalizable=True)
+
+    def _linear(self, node: "fx.Node", source: "fx.Node", value: _Value) -> _Value:
+        args = _arguments(node)
+        weights = self._parameter(args["weight"])
+        if value.chain is not None and self._shape_of(source) != (self.batch, prod(value.shape)):
+            raise _Unsupported(f"its input has the shape {self._shape_of(source)}: flatten it to (N, features) first")
+        channels, height, width = value.shape
+        if value.chain is None:  # shapes downstream of an offender are not known
+            channels, height, width = weights.shape[1], 1, 1
+        return self._append(replace(value, shape=(channels, height, width)), FloatConv(
+            self._name(node), (height, width), weights=weights.reshape(-1, channels, height, width),
+            bias=self._bias(args["bias"], len(weights))), normalizable=True)
+
+    def _batch_norm(self, node: "fx.Node", source: "fx.Node", value: _Value) -> _Value:
+        args = _arguments(node)
+        if args.get("training"):
+            raise _Unsupported("it uses the statistics of the batch, not running ones")
+        if args["running_mean"] is None or args["running_var"] is None:
+            raise _Unsupported("it has no running statistics (track_running_stats=False)")
+        mean, var = self._parameter(args["running_mean"]), self._parameter(args["running_var"])
+        gamma = np.ones_like(mean) if args["weight"] is None else self._parameter(args["weight"])
+        beta = self._bias(args["bias"], len(mean))
+        if value.chain is None:
+            return value
+        if not value.normalizable:
+            raise _Unsupported("a batch norm must come right after a convolution or a linear layer, to fold into it")
+        *before, last = value.chain
+        assert isinstance(last, FloatConv)
+        if len(mean) != len(last.bias):
+            raise _Unsupported(f"it normalizes {len(mean)} channels, but {last.name!r} makes {len(last.bias)}")
+        deviation = np.sqrt(var + args["eps"])
+        # A channel that never varies has nothing to scale: it is the constant beta.
+        gain = np.divide(gamma, deviation, out=np.zeros_like(gamma), where=deviation > 0)
+        folded = replace(last, weights=last.weights * gain[:, None, None, None],
+                         bias=beta + (last.bias - mean) * gain)
+        return replace(value, chain=(*before, folded), normalizable=False)
+
+    def _max_pool(self, node: "fx.Node", source: "fx.Node", value: _Value) -> _Value:
+        args = _arguments(node)
+        self._expect_map(source, value)
+        kernel, dilation = _pair(args["kernel_size"]), _pair(args["dilation"])
+        stride = _pair(args["stride"] or args["kernel_size"])
+        before = _pair(args["padding"])
+        after = list(before)
+        if args["ceil_mode"] and value.chain is not None:
+            # One more window that hangs over the edge is padding at the bottom and right.
+            for axis, size in enumerate(self._shape_of(node)[2:]):
+                reach = (size - 1) * stride[axis] + dilation[axis] * (kernel[axis] - 1) + 1
+                after[axis] = max(after[axis], reach - value.shape[1 + axis] - before[axis])
+        return self._append(value, FloatPool(self._name(node), kernel, stride, (*before, after[0], after[1]), dilation,
+                                             kind="max"))
+
+    def _average_pool(self, node: "fx.Node", source: "fx.Node", value: _Value) -> _Value:
+        args = _arguments(node)
+        self._expect_map(source, value)
+        kernel = _pair(args["kernel_size"])
+        vertical, horizontal = _pair(args["padding"])
+        if args["ceil_mode"]:
+            raise _Unsupported("ceil_mode=True divides windows at the edge by another size; use padding")
+        if (vertical or horizontal) and not args["count_include_pad"] and args["divisor_override"] is None:
+            raise _Unsupported("count_include_pad=False divides windows at the edge by another size")
+        return self._append(value, FloatPool(
+            self._name(node), kernel, _pair(args["stride"] or kernel), (vertical, horizontal, vertical, horizontal),
+            kind="average", divisor=args["divisor_override"] or prod(kernel)))
+
+    def _adaptive_average_pool(self, node: "fx.Node", source: "fx.Node", value: _Value) -> _Value:
+        self._expect_map(source, value)
+        if value.chain is None:
+            return value
+        size = self._shape_of(node)[2:]
+        kernel = (value.shape[1] // size[0], value.shape[2] // size[1])
+        if (kernel[0] * size[0], kernel[1] * size[1]) != value.shape[1:]:
+            raise _Unsupported(f"windows differ in size from {value.shape[1:]} to {size}: an output of (1, 1), or one "
+                               f"that divides the input, would do")
+        return self._append(value, FloatPool(self._name(node), kernel, kernel, kind="average", divisor=prod(kernel)))
+
+    def _mean(self, node: "fx.Node", source: "fx.Node", value: _Value) -> _Value:
+        if value.chain is None:
+            return value
+        args, shape = _arguments(node), self._shape_of(source)
+        axes = sorted(axis % len(shape) for axis in args["dim"] or [])
+        channels, height, width = value.shape
+        if (axes, shape[1:]) not in (([2, 3], value.shape), ([2], (channels, height * width))):
+            raise _Unsupported(f"only the mean over height and width runs, not over axes {axes} of {shape}")
+        return self._append(value, FloatPool(self._name(node), (height, width), kind="average",
+                                             divisor=height * width))
+
+    # Activations and what vanishes -------------------------------------------------------------------------------
+
+    def _clamp(self, node: "fx.Node", source: "fx.Node", value: _Value) -> _Value:
+        args = _arguments(node)
+        bounds = [args.get("min"), args.get("max")]
+        if any(bound is not None and not isinstance(bound, int | float) for bound in bounds):
+            raise _Unsupported("its bounds must be numbers")
+        return self._activation(node, value, *bounds)
+
+    def _relu(self, node: "fx.Node", source: "fx.Node", value: _Value) -> _Value:
+        return self._activation(node, value, 0.0, None)
+
+    def _relu6(self, node: "fx.Node", source: "fx.Node", value: _Value) -> _Value:
+        return self._activation(node, value, 0.0, 6.0)
+
+    def _hardtanh(self, node: "fx.Node", source: "fx.Node", value: _Value) -> _Value:
+        args = _arguments(node)
+        return self._activation(node, value, args["min_val"], args["max_val"])
+
+    def _activation(self, node: "fx.Node", value: _Value, low: float | None, high: float | None) -> _Value:
+        """Clamp the output of the last layer; a maximum over one pixel stands in where there is none yet."""
+        if value.chain is None:
+            return value
+        chain = value.chain or (FloatPool(self._name(node), (1, 1), kind="max"),)
+        return replace(value, chain=(*chain[:-1], _clamped(chain[-1], low, high)), normalizable=False)
+
+    def _reshape(self, node: "fx.Node", source: "fx.Node", value: _Value) -> _Value:
+        # Reshapes keep the order of the elements. Whoever reads the result checks that it has the shape it should.
+        if self._shape_of(node)[:1] != (self.batch,):
+            raise _Unsupported("it mixes the samples of the batch")
+        return replace(value)
+
+    def _dropout(self, node: "fx.Node", source: "fx.Node", value: _Value) -> _Value:
+        if _arguments(node)["train"]:
+            raise _Unsupported("it drops in evaluation too; pass training=self.training")
+        return replace(value)
+
+    def _cast(self, node: "fx.Node", source: "fx.Node", value: _Value) -> _Value:
+        if not _arguments(node)["dtype"].is_floating_point:
+            raise _Unsupported("activations must stay floating-point numbers until they are quantized")
+        return replace(value)
+
+    def _identity(self, node: "fx.Node", source: "fx.Node", value: _Value) -> _Value:
+        return replace(value)
+
+    def _first(self, node: "fx.Node", source: "fx.Node", value: _Value) -> _Value:
+        known = OPERATORS.get(str(source.target)) in ("batch_norm", "max_pool")
+        if value.chain is not None and not (known and node.args[1] == 0):
+            raise _Unsupported("only the first result of a batch norm or a pool can be used")
+        return replace(value)
+
+    # Helpers -----------------------------------------------------------------------------------------------------
+
+    def _append(self, value: _Value, layer: FloatLayer, *, normalizable: bool = False) -> _Value:
+        if value.chain is None:
+            return _Value(value.shape, None)
+        return _Value(layer.output_shape(*value.shape), (*value.chain, layer), normalizable)
+
+    def _expect_map(self, source: "fx.Node", value: _Value) -> None:
+        if value.chain is not None and self._shape_of(source) != (self.batch, *value.shape):
+            raise _Unsupported(f"its input was reshaped from {(self.batch, *value.shape)} to {self._shape_of(source)}")
+
+    def _parameter(self, node: "fx.Node") -> npt.NDArray[np.float64]:
+        if node.name not in self.parameters:
+            raise _Unsupported("its parameters are computed in the forward pass; make them plain parameters "
+                               "(torch.nn.utils.parametrize.remove_parametrizations)")
+        return self.parameters[node.name]
+
+    def _bias(self, node: "fx.Node | None", channels: int) -> npt.NDArray[np.float64]:
+        return np.zeros(channels) if node is None else self._parameter(node)
+
+    @staticmethod
+    def _shape_of(node: "fx.Node") -> tuple[int, ...]:
+        value = node.meta["val"]
+        return tuple(int(n) for n in (value[0] if isinstance(value, tuple | list) else value).shape)
+
+    def _name(self, node: "fx.Node") -> str:
+        """Module path of a node, its operator added where the module is not PyTorch's own; made unique."""
+        path, kind = _module_of(node)
+        operator = str(node.target).split(".")[1].strip("_")
+        stem = path if kind.startswith("torch.nn.") else f"{path}.{operator}".strip(".")
+        name, count = stem, 1
+        while name in self.names:
+            count += 1
+            name = f"{stem}_{count}"
+        self.names.add(name)
+        return name
+
+
+def _arguments(node: "fx.Node") -> dict[str, Any]:
+    """Arguments of an operator by name, defaults filled in."""
+    found: dict[str, Any] = {}
+    for index, argument in enumerate(node.target._schema.arguments):  # type: ignore[union-attr]
+        if index < len(node.args):
+            found[argument.name] = node.args[index]
+        elif argument.name in node.kwargs:
+            found[argument.name] = node.kwargs[argument.name]
+        else:
+            found[argument.name] = argument.default_value if argument.has_default_value() else None
+    return found
+
+
+def _clamped(layer: FloatLayer, low: float | None, high: float | None) -> FloatLayer:
+    """A layer with a further clamp behind its own."""
+    lower = -np.inf if low is None else float(low)
+    upper = np.inf if high is None else float(high)
+    # np.minimum last, as in PyTorch: where the bounds cross, the upper one wins.
+    return replace(layer, low=float(np.minimum(np.maximum(layer.low, lower), upper)),
+                   high=float(np.minimum(np.maximum(layer.high, lower), upper)))
+
+
+def _hoist_clamps(chain: Iterable[FloatLayer]) -> tuple[FloatLayer, ...]:
+    """Move clamps in front of the maximum pools that they follow.
+
+    The result is the same, but then the layer before the pool knows that it need not represent what is clamped away.
+    """
+    layers = list(chain)
+    for at in range(len(layers) - 1, 0, -1):
+        layer = layers[at]
+        if isinstance(layer, FloatPool) and layer.kind == "max":
+            layers[at - 1] = _clamped(layers[at - 1], layer.low, layer.high)
+            layers[at] = replace(layer, low=-np.inf, high=np.inf)
+    return tuple(layers)
+
+
+def _module_of(node: "fx.Node") -> tuple[str, str]:
+    """Path and full type name of the innermost module that a node belongs to; the path is empty for the root."""
+    stack = node.meta.get("nn_module_stack") or {}
+    path, kind = next(reversed(stack.values()), ("", ""))
+    return path, kind if isinstance(kind, str) else f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _source_of(node: "fx.Node") -> str:
+    """``file:line`` and text of the innermost source line that is the user's own, else PyTorch's."""
+    import torch
+
+    frames = re.findall(r'File "([^"]+)", line (\d+)', node.meta.get("stack_trace") or "")
+    if not frames:
+        return "source unknown"
+    library = str(Path(torch.__file__).parent)
+    own = [frame for frame in frames if not frame[0].startswith(library)]
+    file, line = (own or frames)[-1]
+    text = linecache.getline(file, int(line)).strip()
+    return f"{file}:{line}" + (f" `{text}`" if text else "")
+
+
+def _offender(node: "fx.Node", spelling: str, reason: str) -> Offender:
+    path, kind = _module_of(node)
+    module = f"{path or 'the top module'} ({kind.rpartition('.')[2]})" if kind else path or "the top module"
+    return Offender(spelling, module, _source_of(node), reason)

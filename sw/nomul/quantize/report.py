@@ -1,0 +1,71 @@
+"""Where the accuracy went: one line per layer."""
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["LayerReport", "QuantizeReport", "sqnr_db"]
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """What quantization did to one layer, on the calibration inputs.
+
+    Parameters
+    ----------
+    name : str
+        The layer.
+    kind : str
+        ``"conv"``, ``"max"`` or ``"average"``.
+    weight_sqnr : float or None
+        Power of the weights over that of their error, dB.
+    output_sqnr : float
+        Power of the float network's output of this layer over that of the error so far, dB.
+    zeros : float or None
+        Share of the weights that are 0.
+    saturation : float
+        Share of the output codes that the activation function would have let pass, but the code range does not.
+    exponent : int
+        Scale of the output codes, a power of two.
+    """
+
+    name: str
+    kind: str
+    weight_sqnr: float | None
+    output_sqnr: float
+    zeros: float | None
+    saturation: float
+    exponent: int
+
+
+@dataclass(frozen=True)
+class QuantizeReport:
+    """One entry per layer, in order of execution."""
+
+    layers: tuple[LayerReport, ...]
+
+    def to_dict(self) -> list[dict[str, Any]]:
+        """Plain data, one dictionary per layer."""
+        return [asdict(layer) for layer in self.layers]
+
+    def __str__(self) -> str:
+        rows: Iterable[tuple[str, ...]] = [
+            ("layer", "kind", "weights dB", "output dB", "zeros", "saturated", "scale"),
+            *((layer.name, layer.kind, "" if layer.weight_sqnr is None else f"{layer.weight_sqnr:.1f}",
+               f"{layer.output_sqnr:.1f}", "" if layer.zeros is None else f"{layer.zeros:.0%}",
+               f"{layer.saturation:.2%}", f"2^{layer.exponent}") for layer in self.layers)]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+                         for row in rows)
+
+
+def sqnr_db(signal: npt.NDArray[np.float64], approximation: npt.NDArray[np.float64]) -> float:
+    """Signal-to-quantization-noise ratio in dB; infinite where nothing is lost."""
+    noise = float(np.square(signal - approximation).sum())
+    power = float(np.square(signal).sum())
+    if noise == 0.0:
+        return float("inf")
+    return 10 * float(np.log10(power / noise)) if power else float("-inf")

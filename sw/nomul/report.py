@@ -1,0 +1,308 @@
+"""What commands show: tables and remarks for people, one JSON document for programs, and the demo's picture.
+
+Nothing is computed here. Results go to stdout; remarks and progress to stderr, so that stdout can be piped.
+"""
+
+import json
+import math
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+    from matplotlib.axes import Axes
+
+    from nomul_hw.verilog import Generated
+
+    from .compiler import Program
+    from .demo import Row
+    from .driver import RunResult
+    from .estimate import Estimate
+    from .graph import Graph
+    from .quantize import QuantizeReport
+    from .verify import Verification
+
+__all__ = ["demo_table", "estimate_table", "generated_table", "json_text", "plain", "plot_demo",
+           "print_json", "print_text", "program_memory", "program_table", "quantize_table", "remark",
+           "run_table", "steps", "verification_table"]
+
+#: Width of tables that do not go to a terminal: nothing is cut short.
+_FILE_WIDTH = 200
+
+
+def plain(value: Any) -> Any:
+    """Make data JSON-safe: infinite and undefined numbers become null, paths text, tuples lists."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return str(value) if isinstance(value, Path) else value
+
+
+def json_text(document: Mapping[str, Any]) -> str:
+    """Write a result as JSON, with a newline at its end."""
+    return json.dumps(plain(document), indent=2, allow_nan=False) + "\n"
+
+
+def print_json(document: Mapping[str, Any]) -> None:
+    """Print one JSON document on stdout."""
+    sys.stdout.write(json_text(document))
+
+
+def print_text(content: RenderableType) -> None:
+    """Print text or a table on stdout."""
+    terminal = sys.stdout.isatty()
+    width = shutil.get_terminal_size().columns if terminal else _FILE_WIDTH
+    Console(file=sys.stdout, width=width, highlight=False).print(content)
+
+
+def remark(message: str) -> None:
+    """Tell the user something on stderr."""
+    sys.stderr.write(f"{message}\n")
+
+
+@contextmanager
+def steps(first: str | None = None) -> Iterator[Callable[[str], None]]:
+    """Tell on stderr what is being done: a line per step, with the time since the start; on a terminal a spinner too.
+
+    Yields
+    ------
+    callable
+        To be called with each further step.
+    """
+    since = time.monotonic()
+    terminal = sys.stderr.isatty()
+    console = Console(stderr=True, highlight=False)
+
+    def tell(message: str) -> None:
+        if terminal:
+            console.print(Text(f"{time.monotonic() - since:6.1f} s  {message}", style="dim"))
+        else:
+            remark(message)
+
+    with console.status("") if terminal else nullcontext():
+        if first:
+            tell(first)
+        yield tell
+
+
+def _table(*columns: str, title: str | None = None) -> Table:
+    """A table whose columns are aligned to the right, but those that start with ``<``."""
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, header_style="bold", pad_edge=False)
+    for column in columns:
+        left = column.startswith("<")
+        table.add_column(column.removeprefix("<"), justify="left" if left else "right", overflow="fold")
+    return table
+
+
+def _ratio(value: float) -> str:
+    return f"{100 * value:.1f} %"
+
+
+def _verdict(ok: bool, text: str) -> Text:
+    return Text(text, style="bold green" if ok else "bold red")
+
+
+def quantize_table(graph: "Graph", report: "QuantizeReport") -> RenderableType:
+    """Where the accuracy went, layer by layer."""
+    table = _table("<layer", "<kind", "<output", "weights dB", "output dB", "zero weights", "saturated", "scale")
+    for node, layer in zip(graph.nodes, report.layers, strict=True):
+        shape = graph.tensor(node.output).shape
+        table.add_row(layer.name, layer.kind, " x ".join(map(str, shape)),
+                      "" if layer.weight_sqnr is None else f"{layer.weight_sqnr:.1f}", f"{layer.output_sqnr:.1f}",
+                      "" if layer.zeros is None else _ratio(layer.zeros), _ratio(layer.saturation),
+                      f"2^{layer.exponent}")
+    return Group(table, "", "dB: power of the float values over that of the error, on the calibration inputs")
+
+
+def program_memory(program: "Program") -> dict[str, dict[str, Any]]:
+    """Words that a program takes of its array's memories: ``used``, ``of``, and what a word ``holds``."""
+    from nomul_hw.descriptor import HOST_BITS, Target, target_word_bits
+
+    config = program.config
+
+    def words(array: "npt.NDArray[np.uint32]", target: Target) -> int:
+        return array.size // -(-target_word_bits(config, target) // HOST_BITS)
+
+    uses = {
+        f"activations_{bank}": (max((place.address + place.words for place in program.placements.values()
+                                     if place.bank == bank), default=0),
+                                config.memory.activations, f"{config.depth} channels")
+        for bank in (0, 1)
+    }
+    uses["weights"] = (words(program.weights, Target.WEIGHT), config.memory.weights,
+                       f"{config.cols * config.lanes} codes")
+    uses["parameters"] = (words(program.parameters, Target.PARAMETER), config.memory.parameters,
+                          f"{config.requantize_lanes} channels")
+    uses["layers"] = (len(program.layers), config.memory.layers, "one descriptor")
+    return {name: dict(zip(("used", "of", "holds"), use, strict=True)) for name, use in uses.items()}
+
+
+def program_table(program: "Program") -> RenderableType:
+    """What a program takes of its array's memories."""
+    table = _table("<memory", "words used", "of", "share", "<a word holds")
+    for name, use in program_memory(program).items():
+        table.add_row(name, f"{use['used']:,}", f"{use['of']:,}", _ratio(use["used"] / use["of"]), use["holds"])
+    return table
+
+
+def generated_table(made: "Generated") -> RenderableType:
+    """What was generated, and what the linters said."""
+    manifest = made.manifest
+    modules = manifest["modules"]
+    table = _table("<", "<")
+    table.show_header = False
+    table.add_row("Verilog", str(made.verilog))
+    table.add_row("manifest", str(made.manifest_path))
+    table.add_row("top module", str(manifest["top"]))
+    table.add_row("modules", f"{modules['distinct']}, instantiated {modules['instances']} times")
+    for result in made.lint.results if made.lint else ():
+        told = f"{result.tool} {result.version}".rstrip()
+        table.add_row("lint", _verdict(result.status in ("clean", "not run"), f"{told}: {result.status}"))
+        for message in result.messages:
+            table.add_row("", message)
+    return table
+
+
+def run_table(program: "Program", result: "RunResult", *, most: int = 20) -> RenderableType:
+    """The first samples' largest outputs and cycles."""
+    graph = program.graph
+    exponent, zero_point = graph.tensor(graph.output).exponent, graph.tensor(graph.output).zero_point
+    table = _table("sample", "largest output", "its code", "its value", *(["cycles"] if result.counters else []))
+    flat = result.outputs.reshape(len(result.outputs), -1)
+    for index, codes in enumerate(flat[:most]):
+        at = int(codes.argmax())
+        table.add_row(str(index), str(at), str(codes[at]), f"{(int(codes[at]) - zero_point) * 2.0**exponent:g}",
+                      *([f"{result.counters[index]['total']:,}"] if result.counters else []))
+    more = [f"... and {len(flat) - most} more samples"] if len(flat) > most else []
+    code = f"(code + {-zero_point})" if zero_point else "code"
+    return Group(table, *more, f"output: codes of shape {graph.output_shape}; value = 2^{exponent} * {code}")
+
+
+def estimate_table(estimate: "Estimate") -> RenderableType:
+    """Cycles per layer and cause, with their sum."""
+    causes = [name for name in estimate.accounting if name != "total"]
+    table = _table("<layer", "cycles", "utilisation", "MACs", *causes)
+    per_cycle = estimate.config.macs_per_cycle
+    for layer in estimate.layers:
+        table.add_row(layer.name, f"{layer.cycles:,}", _ratio(layer.macs / (layer.cycles * per_cycle)),
+                      f"{layer.macs:,}", *(f"{layer.counters[cause]:,}" for cause in causes))
+    table.add_section()
+    table.add_row("all", f"{estimate.cycles:,}", _ratio(estimate.utilisation), f"{estimate.macs:,}",
+                  *(f"{estimate.accounting[cause]:,}" for cause in causes), style="bold")
+    return Group(table, "", f"{estimate.config.name}: {per_cycle} products per cycle; cycles of one sample, exact")
+
+
+def verification_table(verification: "Verification") -> RenderableType:
+    """What a comparison with the golden model and the estimate found."""
+    table = _table("<layer, run on its own", "wrong bits", "RTL cycles", "estimated")
+    for layer in verification.layers:
+        ok = not layer.mismatches and layer.cycles == layer.estimated_cycles
+        table.add_row(layer.name, f"{layer.mismatches:,}", f"{layer.cycles:,}", f"{layer.estimated_cycles:,}",
+                      style="" if ok else "bold red")
+    counters = _table("<one whole sample", *verification.accounting)
+    counters.add_row("RTL", *(f"{cycles:,}" for cycles in verification.accounting.values()))
+    counters.add_row("estimated", *(f"{cycles:,}" for cycles in verification.estimated_accounting.values()))
+    lines: list[RenderableType] = [table, "", counters, ""]
+    lines.append(_verdict(
+        verification.ok,
+        f"{verification.images} samples: {verification.mismatches:,} of {verification.bits:,} output bits differ, "
+        f"{verification.cycle_differences} samples differ in their cycles"))
+    if verification.first is not None:
+        lines.append(_verdict(False, f"first: {verification.first}"))
+    return Group(*lines)
+
+
+def demo_table(rows: Sequence["Row"]) -> RenderableType:
+    """The demo's table: one row per format."""
+    table = _table("<weights", "bits", "float", "quantized", "images", "wrong bits", "RTL cycles", "estimated",
+                   "utilisation", "<Verilog")
+    for row in rows:
+        table.add_row(row.label, f"{row.bits_per_weight:g}", _ratio(row.float_accuracy), _ratio(row.quantized_accuracy),
+                      str(row.images), f"{row.mismatches:,}", f"{row.rtl_cycles:,}", f"{row.estimated_cycles:,}",
+                      _ratio(row.utilisation), str(row.verilog), style="" if row.ok else "bold red")
+    wrong = [row.label for row in rows if not row.ok]
+    verdict = _verdict(not wrong, f"RTL differs from the golden model or the estimate: {', '.join(wrong)}" if wrong
+                       else "RTL, golden model and estimate agree in every bit and every cycle")
+    return Group(table, "", verdict)
+
+
+# Colours that stay apart in print and for colour-blind readers.
+_INK, _MUTED, _ACCENT, _BASELINE, _WRONG = "#1f2933", "#7b8794", "#0b7285", "#adb5bd", "#c92a2a"
+
+
+def plot_demo(rows: Sequence["Row"], path: Path, *, title: str) -> None:
+    """Draw the demo's rows: accuracy, weight bits and cycles, one line per format.
+
+    Parameters
+    ----------
+    rows : sequence of Row
+        In the order of drawing, top to bottom.
+    path : Path
+        The PNG file to write.
+    title : str
+        What was run.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    places = list(range(len(rows)))
+    colours = [_BASELINE if row.baseline else _ACCENT for row in rows]
+    figure = Figure(figsize=(10, 1.6 + 0.45 * len(rows)), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.suptitle(title, x=0.012, ha="left", fontsize=12, color=_INK, weight="bold")
+    accuracy, bits, cycles = figure.subplots(1, 3, sharey=True, width_ratios=[1.5, 1, 1])
+
+    values = [100 * row.quantized_accuracy for row in rows]
+    floats = [100 * row.float_accuracy for row in rows]
+    accuracy.axvline(floats[0], color=_MUTED, linestyle="--", linewidth=1)
+    accuracy.hlines(places, values, floats, color=colours, linewidth=2)
+    accuracy.scatter(values, places, s=60, color=colours, zorder=3, clip_on=False)
+    for place, value in zip(places, values, strict=True):
+        accuracy.annotate(f"{value:.1f}", (value, place), (0, 6), textcoords="offset points", ha="center", fontsize=9,
+                          color=_INK)
+    # Never less than two points: differences of single images are noise, and should look like it.
+    low = min([*values, *floats])
+    accuracy.locator_params(axis="x", nbins=5)
+    accuracy.set_xlim(min(low - 0.05 * (100 - low), 98.0), 100.1)
+    accuracy.grid(axis="x", color="#e4e7eb", linewidth=0.8)
+    accuracy.set_axisbelow(True)
+    accuracy.set_yticks(places, [row.label for row in rows])
+    accuracy.set_ylim(len(rows) - 0.5, -0.5)
+
+    _bars(bits, [row.bits_per_weight for row in rows], colours)
+    agree = all(row.ok for row in rows)
+    _bars(cycles, [row.rtl_cycles for row in rows],
+          [colour if row.ok else _WRONG for row, colour in zip(rows, colours, strict=True)])
+    for axis, what in ((accuracy, f"accuracy on the test split, %   (dashed: float, {floats[0]:.1f})"),
+                       (bits, "bits per weight"),
+                       (cycles, "cycles per image   " + ("(RTL = estimate)" if agree else "(red: RTL differs)"))):
+        axis.set_title(what, loc="left", fontsize=9, color=_MUTED)
+        axis.tick_params(length=0, colors=_INK, labelsize=9)
+        axis.spines[:].set_visible(False)
+    accuracy.tick_params(axis="x", colors=_MUTED, labelsize=8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, metadata={"Software": "nomul"})
+
+
+def _bars(axis: "Axes", lengths: Sequence[int], colours: Sequence[str]) -> None:
+    """Draw horizontal bars with their lengths written at the end."""
+    axis.barh(range(len(lengths)), lengths, height=0.55, color=colours)
+    for place, length in enumerate(lengths):
+        axis.annotate(f"{length:,}", (length, place), (4, 0), textcoords="offset points", va="center", fontsize=9,
+                      color=_INK)
+    axis.set_xticks([])
+    axis.set_xlim(0, 1.25 * max(lengths))

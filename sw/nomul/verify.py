@@ -1,0 +1,213 @@
+"""Compare a device with the golden model and the estimate: bit for bit, cycle for cycle.
+
+The whole batch runs as one would run it; then one sample runs once more, layer by layer, reading back what each layer
+wrote. The first difference in the order of execution is the one to look at, so it is named: layer, sample, element.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from nomul_hw.descriptor import COUNTERS
+from nomul_hw.timing import run_cycles
+
+from .compiler import Program
+from .driver import StreamDevice
+
+__all__ = ["Difference", "LayerCheck", "Verification", "mismatching_bits", "verify"]
+
+Codes = npt.NDArray[np.int8]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One value that the device and the golden model disagree on.
+
+    Parameters
+    ----------
+    layer : str
+        The node that wrote it.
+    sample : int
+        Index in the batch.
+    element : (int, int, int)
+        Channel, row, column.
+    expected, found : int
+        Code of the golden model, code of the device.
+    """
+
+    layer: str
+    sample: int
+    element: tuple[int, int, int]
+    expected: int
+    found: int
+
+    def __str__(self) -> str:
+        channel, row, column = self.element
+        return (f"layer {self.layer!r}, sample {self.sample}, channel {channel}, row {row}, column {column}: "
+                f"expected {self.expected}, found {self.found}")
+
+
+@dataclass(frozen=True)
+class LayerCheck:
+    """One layer of the sample that runs layer by layer.
+
+    Parameters
+    ----------
+    name : str
+        The node.
+    mismatches : int
+        Output bits that differ from the golden model's.
+    cycles, estimated_cycles : int
+        Of the layer on its own: it fetches its descriptor and its first weights itself.
+    """
+
+    name: str
+    mismatches: int
+    cycles: int
+    estimated_cycles: int
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What a comparison found.
+
+    Parameters
+    ----------
+    images : int
+        Samples of the batch.
+    bits : int
+        Output bits that were compared over the batch.
+    mismatches : int
+        How many of them differ.
+    cycles : tuple of int
+        Cycles of each sample.
+    estimated_cycles : int
+        Cycles that the estimate gives for a sample.
+    accounting, estimated_accounting : mapping of str to int
+        Cycles by cause; measured on the first sample whose account differs, or else on the first.
+    layers : tuple of LayerCheck
+        The sample that ran layer by layer.
+    first : Difference or None
+        The first wrong value.
+    """
+
+    images: int
+    bits: int
+    mismatches: int
+    cycles: tuple[int, ...]
+    estimated_cycles: int
+    accounting: Mapping[str, int]
+    estimated_accounting: Mapping[str, int]
+    layers: tuple[LayerCheck, ...]
+    first: Difference | None
+
+    @property
+    def cycle_differences(self) -> int:
+        """Samples whose cycles are not those of the estimate."""
+        return sum(cycles != self.estimated_cycles for cycles in self.cycles)
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing differs: no bit, no cycle, no cause of a cycle."""
+        return (not self.mismatches and not self.cycle_differences and self.first is None
+                and self.accounting == self.estimated_accounting
+                and all(not layer.mismatches and layer.cycles == layer.estimated_cycles for layer in self.layers))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for ``--json``."""
+        first = self.first
+        return {
+            "ok": self.ok,
+            "images": self.images,
+            "bits": self.bits,
+            "mismatches": self.mismatches,
+            "rtl_cycles": self.cycles[0],
+            "estimated_cycles": self.estimated_cycles,
+            "cycle_differences": self.cycle_differences,
+            "accounting": dict(self.accounting),
+            "estimated_accounting": dict(self.estimated_accounting),
+            "layers": [vars(layer) for layer in self.layers],
+            "first_mismatch": None if first is None else {**vars(first), "element": list(first.element)},
+        }
+
+
+def mismatching_bits(expected: Codes, found: Codes) -> int:
+    """Count the bits that differ."""
+    return int(np.bitwise_count(expected.view(np.uint8) ^ found.view(np.uint8)).sum(dtype=np.int64))
+
+
+def _first_difference(layer: str, sample: int, expected: Codes, found: Codes) -> Difference | None:
+    """Find the first wrong value of one sample, arrays (channels, height, width)."""
+    wrong = np.argwhere(expected != found)
+    if not len(wrong):
+        return None
+    channel, row, column = (int(i) for i in wrong[0])
+    return Difference(layer, sample, (channel, row, column), int(expected[channel, row, column]),
+                      int(found[channel, row, column]))
+
+
+def verify(program: Program, codes: Codes, device: StreamDevice, *, layers: bool = True,
+           progress: Callable[[str], None] | None = None) -> Verification:
+    """Run a batch on a device, and compare it with the golden model and the estimate.
+
+    Parameters
+    ----------
+    program : Program
+        What to run.
+    codes : int8 array, shape (batch, channels, height, width)
+        Input codes.
+    device : StreamDevice
+        The device.
+    layers : bool
+        Whether to run one sample layer by layer too: the first that is wrong, or else the first.
+    progress : callable, optional
+        Called with what is done next.
+
+    Raises
+    ------
+    nomul.driver.DeviceError
+        If the device was generated for another array, or does not answer.
+    """
+    from nomul_sim import golden
+
+    tell = progress or (lambda _: None)
+    graph = program.graph
+    estimate = program.estimate()
+    tell("Golden model")
+    expected = golden.run(graph, codes)
+    tell(f"Device: {len(codes)} samples")
+    result = device.run(program, codes)
+    wrong = np.flatnonzero((expected[graph.output] != result.outputs).any(axis=(1, 2, 3)))
+    counted = next((counters for counters in result.counters if dict(counters) != estimate.accounting),
+                   result.counters[0])
+
+    checks: list[LayerCheck] = []
+    first: Difference | None = None
+    if layers:
+        tell("Device: layer by layer")
+        sample = int(wrong[0]) if len(wrong) else 0
+        for name, output, counters in device.run_layers(program, codes[sample]):
+            node = next(node for node in graph.nodes if node.name == name)
+            reference = expected[node.output][sample]
+            alone = run_cycles(program.config, [layer.values for layer in program.layers if layer.node == name])
+            checks.append(LayerCheck(name, mismatching_bits(reference, output), counters["total"],
+                                     sum(cycles["total"] for cycles in alone)))
+            first = first or _first_difference(name, sample, reference, output)
+    if first is None and len(wrong):
+        sample = int(wrong[0])
+        first = _first_difference(graph.nodes[-1].name, sample, expected[graph.output][sample],
+                                  result.outputs[sample])
+    return Verification(
+        images=len(codes),
+        bits=result.outputs.size * graph.act_bits,
+        mismatches=mismatching_bits(expected[graph.output], result.outputs),
+        cycles=tuple(counters["total"] for counters in result.counters),
+        estimated_cycles=estimate.cycles,
+        accounting={name: counted[name] for name in COUNTERS},
+        estimated_accounting=estimate.accounting,
+        layers=tuple(checks),
+        first=first,
+    )

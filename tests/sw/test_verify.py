@@ -1,0 +1,105 @@
+"""The comparison itself, against devices that are wrong in known ways."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from nomul.compiler import Program
+from nomul.driver import Codes, RunResult
+from nomul.inputs import random_codes
+from nomul.verify import mismatching_bits, verify
+from nomul_hw.timing import run_cycles
+from nomul_sim import golden
+
+from .small import small_program
+
+PROGRAM = small_program()
+CODES = random_codes(PROGRAM.graph, 5, seed=1)
+
+
+class FakeDevice:
+    """Answers as an accelerator would, but for the bits of one layer of one sample, or for one cycle."""
+
+    def __init__(self, *, layer: str = "", sample: int = 0, flip: int = 0, late: int = 0):
+        self.layer, self.sample, self.flip, self.late = layer, sample, flip, late
+
+    def _tensors(self, program: Program, codes: Codes, wrong: bool) -> dict[str, Codes]:
+        tensors = golden.run(program.graph, codes)
+        if wrong:
+            target = next(node.output for node in program.graph.nodes if node.name == self.layer)
+            tensors[target] = tensors[target].copy()
+            tensors[target][self.sample % len(codes), -1, 0, 0] ^= np.int8(self.flip)
+        return tensors
+
+    def run(self, program: Program, codes: Codes) -> RunResult:
+        last = program.graph.nodes[-1].name
+        counters = dict(program.estimate().accounting)
+        counters["total"] += self.late
+        counters["drain"] += self.late
+        outputs = self._tensors(program, codes, bool(self.flip) and self.layer == last)[program.graph.output]
+        if self.flip and self.layer != last:  # what is wrong within is wrong at the end too
+            outputs = outputs.copy()
+            outputs[self.sample, 0] ^= np.int8(1)
+        return RunResult(outputs, (counters,) * len(codes))
+
+    def run_layers(self, program: Program, sample: Codes) -> Iterator[tuple[str, Codes, dict[str, int]]]:
+        tensors = self._tensors(program, sample[None], bool(self.flip))
+        for node in program.graph.nodes:
+            alone = run_cycles(program.config, [layer.values for layer in program.layers if layer.node == node.name])
+            yield node.name, tensors[node.output][0], {"total": sum(cycles["total"] for cycles in alone)}
+
+
+def test_agreement():
+    result = verify(PROGRAM, CODES, FakeDevice())
+    assert result.ok and result.first is None
+    assert (result.images, result.bits, result.mismatches, result.cycle_differences) == (5, 5 * 3 * 8, 0, 0)
+    assert [layer.name for layer in result.layers] == ["features.0", "pool", "classifier"]
+    assert result.cycles == (PROGRAM.estimate().cycles,) * 5
+    assert result.accounting == result.estimated_accounting
+
+
+def test_first_difference_is_that_of_the_first_wrong_layer():
+    result = verify(PROGRAM, CODES, FakeDevice(layer="pool", sample=3, flip=5))
+    assert not result.ok
+    assert result.mismatches == 1
+    assert [layer.mismatches for layer in result.layers] == [0, 2, 0]
+    expected = int(golden.run(PROGRAM.graph, CODES)["b"][3, -1, 0, 0])
+    assert str(result.first) == (f"layer 'pool', sample 3, channel 3, row 0, column 0: expected {expected}, "
+                                 f"found {int(np.int8(expected) ^ np.int8(5))}")
+
+
+def test_difference_without_layers():
+    result = verify(PROGRAM, CODES, FakeDevice(layer="classifier", sample=2, flip=-1), layers=False)
+    assert not result.ok and not result.layers
+    assert result.mismatches == 8
+    assert result.first is not None and (result.first.layer, result.first.sample) == ("classifier", 2)
+
+
+@pytest.mark.parametrize("late", [1, -1])
+def test_one_cycle_is_a_difference(late):
+    result = verify(PROGRAM, CODES, FakeDevice(late=late))
+    assert not result.ok
+    assert (result.mismatches, result.cycle_differences, result.first) == (0, 5, None)
+    assert result.accounting["drain"] == result.estimated_accounting["drain"] + late
+
+
+def test_one_wrong_cause_is_a_difference():
+    result = verify(PROGRAM, CODES, FakeDevice())
+    moved = {**result.accounting, "drain": result.accounting["drain"] - 1, "busy": result.accounting["busy"] + 1}
+    assert result.ok and not replace(result, accounting=moved).ok
+
+
+def test_to_dict_is_plain():
+    data = verify(PROGRAM, CODES, FakeDevice(layer="pool", sample=3, flip=5)).to_dict()
+    assert data["ok"] is False
+    assert data["first_mismatch"]["element"] == [3, 0, 0]
+    assert data["layers"][1] == {"name": "pool", "mismatches": 2, "cycles": data["layers"][1]["estimated_cycles"],
+                                 "estimated_cycles": data["layers"][1]["estimated_cycles"]}
+
+
+def test_mismatching_bits():
+    a = np.array([[0, -1, 127]], dtype=np.int8)
+    assert mismatching_bits(a, a) == 0
+    assert mismatching_bits(a, np.array([[1, 0, -128]], dtype=np.int8)) == 1 + 8 + 8
