@@ -1,13 +1,18 @@
-"""Random integer graphs for tests: every node kind, window, padding, clamp and corner of the arithmetic."""
+"""Random integer graphs for tests: every node kind, window, padding, clamp, residual and corner of the arithmetic."""
+
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 
 from nomul.graph import Conv, Graph, Node, Pool, Tensor
-from nomul_hw.arithmetic import act_range, gain_multipliers
+from nomul_hw.arithmetic import MAX_SKIP_DROP, act_range, gain_multipliers
 from nomul_hw.formats import WeightFormat, get_format
 
 __all__ = ["input_codes", "random_graph"]
+
+#: Largest gain shift where a residual is added: beyond, its sum is not exact in float64 (machines shift by up to 32).
+RESIDUAL_SHIFT = 40
 
 
 def input_codes(graph: Graph, rng: np.random.Generator, batch: int) -> npt.NDArray[np.int8]:
@@ -23,7 +28,7 @@ def random_graph(
     rng: np.random.Generator, *, nodes: int = 3, fmt: str | WeightFormat | None = None, act_bits: int | None = None,
     max_shift: int = 24, gain_terms: int | None = None,
 ) -> Graph:
-    """Make a valid chain of random convolutions, linear layers and pools.
+    """Make a valid network of random convolutions, linear layers and pools; some add an earlier tensor.
 
     Gains are mostly such that outputs spread over the codes, else anything from shift 0 to ``max_shift``, so that
     saturation, ties and outputs stuck at 0 all occur.
@@ -51,6 +56,7 @@ def _node(rng: np.random.Generator, name: str, tensors: list[Tensor], fmt: Weigh
           gain_terms: int, max_shift: int) -> Node:
     source = tensors[-1]
     kind = str(rng.choice(["conv", "conv", "conv", "linear", "max", "sum"]))
+    keep = kind != "linear" and rng.random() < 0.4  # the shape, so that there is something to add
     if kind == "linear":
         kernel, stride, dilation, padding = (source.height, source.width), (1, 1), (1, 1), (0, 0, 0, 0)
     else:
@@ -63,8 +69,12 @@ def _node(rng: np.random.Generator, name: str, tensors: list[Tensor], fmt: Weigh
         bottom = max(spans[0] - top - source.height, 0) + int(rng.integers(0, 2))
         right = max(spans[1] - left - source.width, 0) + int(rng.integers(0, 2))
         padding = (top, left, bottom, right)
+        if keep:
+            stride = (1, 1)
+            top, left = (int(rng.integers(0, span)) for span in spans)
+            padding = (top, left, spans[0] - 1 - top, spans[1] - 1 - left)
     conv = kind in ("conv", "linear")
-    channels = int(rng.integers(1, 12)) if conv else source.channels
+    channels = int(rng.integers(1, 12)) if conv and not keep else source.channels
     weights = rng.choice(fmt.levels, (channels, source.channels, *kernel)).astype(np.int32)
     if rng.random() < 0.2:
         weights[...] = fmt.levels[0]
@@ -83,6 +93,13 @@ def _node(rng: np.random.Generator, name: str, tensors: list[Tensor], fmt: Weigh
         rng.integers(-bound, bound, channels, dtype=np.int64, endpoint=True),
         rng.choice(multipliers, channels).astype(np.int64), shift.astype(np.int64), clamp[0], clamp[1],
     )
-    tensors.append(_tensor(rng, draft.output, channels, *draft.output_size(source.height, source.width), act_bits))
+    target = _tensor(rng, draft.output, channels, *draft.output_size(source.height, source.width), act_bits)
+    skips = [tensor for tensor in tensors if tensor.shape == target.shape]
+    if skips and rng.random() < 0.8:
+        skip = skips[rng.integers(len(skips))]
+        drop = int(rng.integers(0, MAX_SKIP_DROP + 1))
+        target = replace(target, exponent=skip.exponent + drop)
+        draft = replace(draft, skip=skip.name, shift=np.clip(draft.shift, drop, RESIDUAL_SHIFT))
+    tensors.append(target)
     common = {key: getattr(draft, key) for key in draft.__dataclass_fields__}
     return Conv(**common, weights=weights) if conv else Pool(**common, kind=kind)

@@ -22,8 +22,8 @@ from itertools import combinations, product
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["MAX_SKIP_DROP", "Gain", "act_range", "gain_digits", "gain_multipliers", "gains_near", "nearest_gain", "requantize",
-           "round_half_up", "zero_point"]
+__all__ = ["MAX_SKIP_DROP", "Gain", "act_range", "gain_digits", "gain_multipliers", "gains_near", "nearest_gain",
+           "requantize", "round_half_up", "zero_point"]
 
 Int64Array = npt.NDArray[np.int64]
 

@@ -90,6 +90,7 @@ def _graph_content(graph: Graph) -> tuple[dict[str, Any], Arrays]:
             **{key: integers(getattr(node, key)) for key in ("kernel", "stride", "padding", "dilation")},
             "low": int(node.low),
             "high": int(node.high),
+            **({} if node.skip is None else {"skip": node.skip}),
         })
         arrays |= {f"{node.name}.{key}": getattr(node, key) for key in ("bias", "multiplier", "shift")}
         if isinstance(node, Conv):
@@ -121,6 +122,7 @@ def _parse_graph(content: Record, arrays: Arrays) -> Graph:
             "kernel": record.integers("kernel", 2), "stride": record.integers("stride", 2),
             "padding": record.integers("padding", 4), "dilation": record.integers("dilation", 2),
             "low": record.integer("low"), "high": record.integer("high"),
+            "skip": record.string("skip") if "skip" in record.values else None,
             **{key: _take(arrays, f"{name}.{key}", np.int64) for key in ("bias", "multiplier", "shift")},
         }
         match op:

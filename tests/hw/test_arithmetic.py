@@ -3,6 +3,7 @@
 import re
 from fractions import Fraction
 from itertools import product
+from math import floor
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nomul_hw.arithmetic import (
+    MAX_SKIP_DROP,
     Gain,
     act_range,
     gain_digits,
@@ -63,6 +65,21 @@ def requantized(acc, bias, m, n, zp=0, low=-128, high=127) -> np.ndarray:
 def test_requantize(acc, bias, m, n, signed, clamp):
     zp, (low, high) = zero_point(8, signed=signed), sorted(clamp)
     assert requantized(acc, bias, m, n, zp, low, high) == contract(acc, bias, m, n, zp, low, high)
+
+
+@settings(max_examples=500, deadline=None, derandomize=True)
+@given(acc=st.integers(-2**31, 2**31), m=st.sampled_from(gain_multipliers(3)), drop=st.integers(0, MAX_SKIP_DROP),
+       more=st.integers(0, 29), skip=st.integers(-255, 255), signed=st.booleans())
+def test_requantize_adds_a_residual(acc, m, drop, more, skip, signed):
+    """``clamp(((v * m + (skip << (n - drop)) + half) >> n) + zp)`` with unbounded integers, and as a fraction."""
+    n, zp = drop + more, zero_point(8, signed=signed)
+    half = 1 << n - 1 if n else 0
+    expected = min(max((((acc - 9) * m + (skip << n - drop) + half) >> n) + zp, -128), 127)
+    got = requantize(*(np.asarray(value, dtype=np.int64) for value in (acc, -9, m, n)), zero_point=zp, low=-128,
+                     high=127, skip=np.asarray(skip, dtype=np.int64), drop=drop)
+    assert got == expected
+    exact = Fraction((acc - 9) * m, 2**n) + Fraction(skip, 2**drop)
+    assert got == min(max(floor(exact + Fraction(1, 2)) + zp, -128), 127)
 
 
 @pytest.mark.parametrize("n", [0, 1, 2, 3, 7])

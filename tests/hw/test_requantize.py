@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from nomul_hw.arithmetic import act_range, requantize
+from nomul_hw.arithmetic import MAX_SKIP_DROP, act_range, requantize
 from nomul_hw.config import ArrayConfig
 from nomul_hw.requantize import Requantizer
 
@@ -78,6 +78,38 @@ def test_contract(config):
     code = trace(dut, inputs, ["code"])["code"]
     assert {cycle: code[cycle] for cycle in expected} == expected
     assert {smallest, largest, 0, 1} <= set(expected.values())
+
+
+@every_config
+@pytest.mark.parametrize("drop", range(MAX_SKIP_DROP + 1))
+def test_residual(config, drop):
+    """The skip tensor's value comes a cycle after the accumulator, and the gain shifts by ``drop`` places less."""
+    rng = np.random.default_rng(drop)
+    smallest, largest = act_range(config.act_bits)
+    dut = Requantizer(config)
+    every = rng.permutation(vectors(config, rng, 100), axis=1)
+    acc, bias, multiplier, shift = every[:, every[3] >= drop]
+    skip = rng.choice([2 * smallest + 1, smallest, -1, 0, 1, largest, -2 * smallest - 1, *range(smallest, largest)],
+                      len(acc))
+    # Where a residual stands against a sum of the same size: codes within the range, and ties.
+    near = rng.random(len(acc)) < 0.5
+    acc[near] = np.clip(-(skip[near] << shift[near] >> drop) // multiplier[near] + rng.integers(-3, 4, near.sum()),
+                        -(1 << config.acc_bits - 1), (1 << config.acc_bits - 1) - 1)
+    bias[near] = 0
+    expected = requantize(acc, bias, multiplier, shift, zero_point=0, low=smallest, high=largest, skip=skip,
+                          drop=drop)
+    length = len(acc) + dut.latency
+
+    def padded(values) -> list[int]:
+        return [*map(int, values), *[0] * (length - len(values))]
+
+    inputs = {
+        "acc": padded(acc), "skip": padded([0, *skip]), "drop": [drop] * length, "zero_point": [0] * length,
+        "low": [smallest] * length, "high": [largest] * length,
+        "parameters": padded([parameter(config, *map(int, row)) for row in
+                              zip(bias, multiplier, shift - drop, strict=True)])}
+    assert trace(dut, inputs, ["code"])["code"][dut.latency:] == expected.tolist()
+    assert {smallest, -1, 0, 1, largest} <= set(expected.tolist())
 
 
 @every_config

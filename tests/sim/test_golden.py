@@ -35,10 +35,14 @@ def naive_accumulator(graph: Graph, node: Node, codes: np.ndarray, channel: int,
     return max(values) if is_max else sum(values)
 
 
-def naive_requantize(graph: Graph, node: Node, channel: int, acc: int) -> int:
+def naive_requantize(graph: Graph, node: Node, channel: int, acc: int, skip: int) -> int:
     m, n = int(node.multiplier[channel]), int(node.shift[channel])
     half = 1 << n - 1 if n else 0
-    code = (((acc + int(node.bias[channel])) * m + half) >> n) + graph.tensor(node.output).zero_point
+    target = graph.tensor(node.output)
+    if node.skip is not None:
+        added = graph.tensor(node.skip)
+        skip = (skip - added.zero_point) << n - (target.exponent - added.exponent)
+    code = (((acc + int(node.bias[channel])) * m + skip + half) >> n) + target.zero_point
     return min(max(code, node.low), node.high)
 
 
@@ -55,7 +59,8 @@ def check(graph: Graph, codes: np.ndarray) -> None:
         for at in np.ndindex(outputs.shape):
             sample, channel, row, column = at
             acc = naive_accumulator(graph, node, inputs[sample], channel, row, column)
-            assert (sums[at], outputs[at]) == (acc, naive_requantize(graph, node, channel, acc)), (node.name, at)
+            skip = 0 if node.skip is None else int(tensors[node.skip][at])
+            assert (sums[at], outputs[at]) == (acc, naive_requantize(graph, node, channel, acc, skip)), (node.name, at)
 
 
 def one_node(node: Node, *, shape=(1, 1, 1), zero_points=(0, 0), fmt: str | WeightFormat = "int8", act_bits=8) -> Graph:
@@ -85,6 +90,15 @@ def test_random_graphs(seed):
     rng = np.random.default_rng(seed)
     graph = random_graph(rng, nodes=int(rng.integers(1, 4)))
     check(graph, input_codes(graph, rng, 3))
+
+
+def test_random_graphs_add_residuals():
+    """With every difference of exponents, of tensors near and far."""
+    graphs = [random_graph(np.random.default_rng(seed), nodes=3) for seed in range(150)]
+    pairs = [(graph, node) for graph in graphs for node in graph.nodes if node.skip is not None]
+    assert {graph.skip_drop(node) for graph, node in pairs} == {0, 1, 2, 3}
+    assert {node.skip == node.input for _, node in pairs} == {True, False}
+    assert {type(node) for _, node in pairs} == {Conv, Pool}
 
 
 @pytest.mark.parametrize("fmt", list(FORMATS))

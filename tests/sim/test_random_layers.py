@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from nomul.compiler import Program, compile_graph
+from nomul.compiler.banks import with_copies
 from nomul.graph import Conv, Pool
-from nomul_hw.arithmetic import act_range
+from nomul_hw.arithmetic import MAX_SKIP_DROP, act_range
 from nomul_hw.config import ArrayConfig, MemoryConfig
 from nomul_sim import golden, random_layers
 from nomul_sim.random_layers import CONFIGS, Case, Report, check_case, check_layers, main, random_case
@@ -72,6 +73,8 @@ def test_cases_reach_the_corners() -> None:
     seen = set()
     for case in cases(EXP4, 300):
         tensors = golden.run(case.graph, case.inputs)
+        seen |= {f"residual drop {case.graph.skip_drop(node)}" for node in case.graph.nodes if node.skip is not None}
+        seen |= {"copy" for _ in with_copies(case.graph)[1]}
         seen.add(f"layers {len(case.graph.nodes)}")
         seen |= {f"sample all {v}" for v in (low, high) if (case.inputs == v).all(axis=(1, 2, 3)).any()}
         for node in case.graph.nodes:
@@ -111,7 +114,8 @@ def test_cases_reach_the_corners() -> None:
         "layers 1", "layers 2", "layers 3", "sample all -128", "sample all 127", "tie", "large sum", "1x1 map",
         "not square", "window in padding", "asymmetric padding", "dilation", "stride 3", "shift 0", "shift all",
         "partial word", "partial block", "several words", "several blocks", "relu", "relu6", "strips", "conv", "max",
-        "sum", "extreme weights", *(f"multiplier {m}" for m in EXP4.gain_multipliers),
+        "sum", "extreme weights", "copy",
+        *(f"residual drop {drop}" for drop in range(MAX_SKIP_DROP + 1)), *(f"multiplier {m}" for m in EXP4.gain_multipliers),
         *(f"zero points {a} {b}" for a in (0, low) for b in (0, low))}
 
 

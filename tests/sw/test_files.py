@@ -56,6 +56,15 @@ def assert_same(a, b):
             assert x == y
 
 
+def test_residuals_are_kept(tmp_path):
+    graph = next(g for g in (random_graph(np.random.default_rng(s)) for s in range(99))
+                 if any(node.skip is not None for node in g.nodes))
+    plain = replace(graph, nodes=tuple(replace(node, skip=None) for node in graph.nodes))
+    for each in (graph, plain):
+        assert [n.skip for n in load_graph(save_graph(each, tmp_path / "g")).nodes] == [n.skip for n in each.nodes]
+    assert graph_hash(graph) != graph_hash(plain)
+
+
 def refused(load, path: Path, message: str) -> None:
     """Check that loading fails with exactly this message."""
     with pytest.raises(FileFormatError, match=f"^{re.escape(message)}$"):
@@ -419,6 +428,9 @@ def test_signed_nonsense(tmp_path, program, name):
      "there are arrays that belong to no node: layer.3.bias, layer.3.multiplier, layer.3.shift"),
     (lambda c: c["nodes"][0].update(name="other"), "there is no array 'other.bias' that fits int64"),
     (lambda c: c["nodes"][0].update(kernel=[1]), "nodes[0]: kernel must be a list of 2 integers"),
+    (lambda c: c["nodes"][0].update(skip=None), "nodes[0]: skip must be a string"),
+    (lambda c: c["nodes"][0].update(skip="nothing"),
+     "node 'layer.0' adds 'nothing', which is not an earlier tensor of shape (8, 3, 2)"),
     (lambda c: c["nodes"][0].update(stride=[0, 0]),
      "node 'layer.0' has a kernel, stride, dilation or padding out of range"),
     (lambda c: c.update(act_bits=9), "activations have 2 to 8 bits, not 9"),

@@ -95,6 +95,35 @@ def test_contradictions(changes, message):
         graph(**changes)
 
 
+def residual(**changes) -> Graph:
+    """A convolution y of x, and another that adds y to its result; ``changes`` are to the second."""
+    z = Tensor("z", 5, 8, 6, changes.pop("exponent", -1), 0)
+    second = replace(conv("add", Y, z), shift=np.full(5, 3), skip="y")
+    return Graph(get_format("ternary"), 8, 2, (X, Y, z), (conv("conv", X, Y), replace(second, **changes)), "x", "z",
+                 (5, 8, 6))
+
+
+def test_residual():
+    for drop in range(4):
+        made = residual(exponent=drop - 2)
+        assert [made.skip_drop(node) for node in made.nodes] == [0, drop]
+
+
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"skip": "x"}, "node 'add' adds 'x', which is not an earlier tensor of shape (5, 8, 6)"),
+    ({"skip": "z"}, "node 'add' adds 'z', which is not an earlier tensor of shape (5, 8, 6)"),
+    ({"skip": "w"}, "node 'add' adds 'w', which is not an earlier tensor of shape (5, 8, 6)"),
+    ({"exponent": -3},
+     "node 'add' adds 'y' of exponent -2 to an output of exponent -3; the difference must be in 0..3"),
+    ({"exponent": 2}, "node 'add' adds 'y' of exponent -2 to an output of exponent 2; the difference must be in 0..3"),
+    ({"exponent": 0, "shift": np.asarray([3, 3, 1, 3, 3])},
+     "node 'add' has a gain shift below 2, where its skip tensor is added"),
+])
+def test_wrong_residuals(changes, message):
+    with pytest.raises(GraphError, match=f"^{re.escape(message)}$"):
+        residual(**changes)
+
+
 def test_graph_error_is_a_value_error():
     assert issubclass(GraphError, ValueError)
 

@@ -36,7 +36,7 @@ def _tie(groups: dict[str, dict[str, int]], left: str, right: str) -> bool:
     if right in groups[left]:
         return groups[left][right] == 1
     # Merge: everything seen from one side is on the other side as seen from the other.
-    merged = {name: side for name, side in groups[left].items()}
+    merged = dict(groups[left])
     merged |= {name: 1 - side for name, side in groups[right].items()}
     for name in merged:
         groups[name] = {other: side ^ merged[name] for other, side in merged.items()}

@@ -61,7 +61,7 @@ class FakeQuant(torch.nn.Module):
         # In float64 whatever the dtype: adding 0.5 to a float32 could round.
         reals = {source.name: _quantize(x.double(), source, act_range(self.graph.act_bits)).to(self.dtype)}
         for node, layer in zip(self.graph.nodes, self.layers, strict=True):
-            reals[node.output] = layer(reals[node.input])
+            reals[node.output] = layer(reals[node.input], None if node.skip is None else reals[node.skip])
         return reals
 
     def codes(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -100,7 +100,7 @@ class _Layer(torch.nn.Module):
     def _add(self, name: str, values: npt.ArrayLike, dtype: torch.dtype) -> None:
         self.register_buffer(name, torch.from_numpy(np.array(values, dtype=np.float64)).to(dtype))
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, skip: torch.Tensor | None = None) -> torch.Tensor:
         node = self.node
         top, left, bottom, right = node.padding
         stride, dilation = node.stride, node.dilation
@@ -115,7 +115,7 @@ class _Layer(torch.nn.Module):
         exact = torch.backends.nnpack.flags(enabled=False) if x.dtype == torch.float32 else nullcontext()
         with exact:
             y = functional.conv2d(x, self.weights, self.bias, stride, dilation=dilation, groups=self.groups)
-        return _quantize(y, self.target, (node.low, node.high))
+        return _quantize(y if skip is None else y + skip, self.target, (node.low, node.high))
 
 
 def _quantize(x: torch.Tensor, tensor: Tensor, clamp: Sequence[int]) -> torch.Tensor:
@@ -131,10 +131,14 @@ def _check_exact(graph: Graph, node: Node, levels: npt.NDArray[np.int64], bias: 
     low, high = act_range(graph.act_bits)
     zero_point = graph.tensor(node.input).zero_point
     most = max(zero_point - low, high - zero_point)
+    skip_most, drop = 0, graph.skip_drop(node)
+    if node.skip is not None:
+        skip_most = max(graph.tensor(node.skip).zero_point - low, high - graph.tensor(node.skip).zero_point)
     bits = 1 - int(np.log2(torch.finfo(dtype).eps))
-    for taps, extra, multiplier in zip(np.abs(levels).sum(axis=(1, 2, 3)).tolist(), bias.tolist(),
-                                       node.multiplier.tolist(), strict=True):
-        bound = 2 * (taps * most + abs(extra)) * multiplier  # twice: for the 0.5 of the rounding
+    for taps, extra, multiplier, shift in zip(np.abs(levels).sum(axis=(1, 2, 3)).tolist(), bias.tolist(),
+                                              node.multiplier.tolist(), node.shift.tolist(), strict=True):
+        total = (taps * most + abs(extra)) * multiplier + (skip_most << (shift - drop))
+        bound = 2 * total  # twice: for the 0.5 of the rounding
         if bound >= 1 << bits:
             raise QuantizeError(f"node {node.name!r}: sums up to {bound} are not exact in {dtype}, "
                                 f"which holds integers up to 2**{bits}")
