@@ -115,7 +115,8 @@ def test_cases_reach_the_corners() -> None:
         "not square", "window in padding", "asymmetric padding", "dilation", "stride 3", "shift 0", "shift all",
         "partial word", "partial block", "several words", "several blocks", "relu", "relu6", "strips", "conv", "max",
         "sum", "extreme weights", "copy",
-        *(f"residual drop {drop}" for drop in range(MAX_SKIP_DROP + 1)), *(f"multiplier {m}" for m in EXP4.gain_multipliers),
+        *(f"residual drop {drop}" for drop in range(MAX_SKIP_DROP + 1)),
+        *(f"multiplier {m}" for m in EXP4.gain_multipliers),
         *(f"zero points {a} {b}" for a in (0, low) for b in (0, low))}
 
 

@@ -8,10 +8,11 @@ import torch
 from torch import nn
 
 from nomul.compiler import compile_graph
-from nomul.frontend import FloatConv, FloatGraph, FloatPool
+from nomul.frontend import INPUT, FloatConv, FloatGraph, FloatPool
 from nomul.graph import Conv, Graph, Pool
 from nomul.quantize import QuantizeConfig, QuantizeError, quantize, quantize_report
 from nomul.quantize.activations import fit_exponent
+from nomul.quantize.fake_quant import FakeQuant
 from nomul.quantize.lattice import StepLattice
 from nomul.quantize.report import sqnr_db
 from nomul.quantize.weights import fit_compensated, fit_nearest
@@ -362,6 +363,129 @@ def test_report_as_text_and_data():
     data = report.to_dict()
     assert [line["kind"] for line in data] == ["conv", "max", "conv", "conv", "average", "conv"]
     assert data[1]["weight_sqnr"] is None and 0 < data[0]["zeros"] < 1
+
+
+# Residuals -----------------------------------------------------------------------------------------------------------
+
+
+def residual_graph(seed=0, *, big=1.0):
+    """Two residual blocks, the second with a convolution beside it, an average that adds, and a sum of its own."""
+    rng = np.random.default_rng(seed)
+    layers = (
+        float_conv(rng, "stem", 3, 8, (3, 3), padding=(1, 1, 1, 1), low=0.0),
+        float_conv(rng, "a1", 8, 8, (3, 3), padding=(1, 1, 1, 1), low=0.0),
+        float_conv(rng, "a2", 8, 8, (3, 3), padding=(1, 1, 1, 1), low=0.0, skip="stem"),
+        float_conv(rng, "b1", 8, 12, (3, 3), padding=(1, 1, 1, 1), stride=(2, 2), low=0.0, high=2.0),
+        float_conv(rng, "b2", 12, 12, (3, 3), padding=(1, 1, 1, 1)),
+        float_conv(rng, "down", 8, 12, (1, 1), stride=(2, 2), low=0.0, input="a2", skip="b2"),
+        FloatPool("max", (3, 3), (1, 1), (1, 1, 1, 1), kind="max"),
+        FloatPool("sum", (1, 1), kind="average", skip="b1", low=-1.0),
+        float_conv(rng, "c", 12, 12, (1, 1), low=0.0),
+        FloatPool("mean", (3, 3), (1, 1), (1, 1, 1, 1), kind="average", divisor=9, skip="sum"),
+        float_conv(rng, "linear", 12, 5, (6, 4)),
+    )
+    layers[4].weights[:] *= big
+    return FloatGraph((3, 12, 8), layers, (5,))
+
+
+def check_exact(network, x, graph, report):
+    """What the quantizer saw on its way is what the golden model computes, and what fake quantization does."""
+    codes = graph.quantize_input(x)
+    tensors = golden.run(graph, codes)
+    for (layer, real), line in zip(network.outputs(network.as_input(x)), report.layers, strict=True):
+        tensor = graph.tensor(layer.name)
+        got = (tensors[layer.name].astype(float) - tensor.zero_point) * 2.0**tensor.exponent
+        factor = (real * got).sum() / np.square(got).sum() if got.any() else 1.0
+        assert line.exponent == tensor.exponent and abs(np.log2(factor)) < 1
+        if layer.name == network.layers[-1].name:
+            assert line.output_sqnr == pytest.approx(sqnr_db(real, got), abs=1e-9)
+    fake = FakeQuant(graph).codes(torch.from_numpy(x))
+    for name, array in tensors.items():
+        np.testing.assert_array_equal(fake[name].numpy(), array, err_msg=name)
+
+
+@pytest.mark.parametrize("fmt", ["ternary", "pot3", "exp4", "int8"])
+@pytest.mark.parametrize("terms", [1, 2])
+def test_residuals(fmt, terms):
+    network = residual_graph()
+    x = inputs_of(network)
+    graph, report = quantize_report(network, x, format=fmt, gain_terms=terms)
+    assert [node.skip for node in graph.nodes[:7]] == [None, None, "stem", None, None, "b2", None]
+    assert {graph.nodes[7].input, graph.nodes[7].skip} == {"b1", "max"} and graph.nodes[9].skip == "sum"
+    check_exact(network, x, graph, report)
+    assert report.layers[-1].output_sqnr > {"ternary": 4, "pot3": 8, "exp4": 13, "int8": 25}[fmt]
+    pe = "multiplier" if fmt == "int8" else "shift"
+    assert compile_graph(graph, ArrayConfig(get_format(fmt), rows=4, cols=4, gain_terms=terms, pe=pe)).layers
+
+
+@pytest.mark.parametrize("big", [1e-3, 1.0, 100.0, 1e4])
+def test_operands_of_very_different_size(big):
+    """The scale of what is added follows the sum's where that is much coarser."""
+    network = residual_graph(big=big)
+    x = inputs_of(network)
+    graph, report = quantize_report(network, x, format="int8")
+    assert all(0 <= graph.skip_drop(node) <= 3 for node in graph.nodes)
+    check_exact(network, x, graph, report)
+    assert report.layers[-1].output_sqnr > 20
+    small = replace(network.layers[5], weights=network.layers[5].weights / big, bias=network.layers[5].bias / big)
+    network = replace(network, layers=(*network.layers[:5], small, *network.layers[6:]))
+    graph, report = quantize_report(network, x, format="int8")
+    check_exact(network, x, graph, report)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_random_residual_networks(seed):
+    """Layers that keep the shape, each reading and adding anything before it, of any size."""
+    rng = np.random.default_rng(seed)
+    names, layers = [INPUT], []
+    for at in range(7):
+        source, skip = names[-1 - int(rng.integers(0, min(2, len(names))))], names[rng.integers(len(names))]
+        options = {"input": source, "low": rng.choice([-np.inf, 0.0]), "skip": skip if rng.random() < 0.6 else None}
+        name, size = f"l{at}", 2.0 ** rng.integers(-3, 4)
+        match rng.integers(4):
+            case 0:
+                layers.append(FloatPool(name, (1, 1), kind="average", **options))
+            case 1 if options["skip"] is None:
+                layers.append(FloatPool(name, (3, 3), padding=(1, 1, 1, 1), kind="max", **options))
+            case _:
+                layer = float_conv(rng, name, 3, 3, (3, 3), padding=(1, 1, 1, 1), **options)
+                layers.append(replace(layer, weights=layer.weights * size))
+        names.append(name)
+    network = FloatGraph((3, 6, 5), tuple(layers), (3, 6, 5))
+    x = inputs_of(network)
+    graph, report = quantize_report(network, x, format="int8", method="nearest")
+    check_exact(network, x, graph, report)
+    assert report.layers[-1].output_sqnr > 12
+
+
+@pytest.mark.parametrize("fmt", ["ternary", "pot3"])
+def test_dead_channels_let_residuals_through(fmt):
+    rng = np.random.default_rng(0)
+    conv = float_conv(rng, "conv", 4, 4, (1, 1), skip=INPUT)
+    conv.weights[1:] = 0
+    conv.bias[1:] = 0.0, 1.5, -2.0
+    network = chain(conv, shape=(4, 6, 6))
+    x = inputs_of(network)
+    graph, report = quantize_report(network, x, format=fmt)
+    check_exact(network, x, graph, report)
+    step = 2.0 ** graph.tensor("conv").exponent
+    seen = graph.quantize_input(x) * 2.0 ** graph.tensor("input").exponent
+    wanted = np.clip(network.run(seen), -128 * step, 127 * step)
+    assert np.abs(run(graph, x) - wanted)[:, 1:].max() <= (1 if fmt == "pot3" else 0.5) * step
+
+
+def test_averages_at_two_scales_are_refused():
+    """Added as it is, and added after an average whose gain the lattice lacks: no convolution can serve both."""
+    rng = np.random.default_rng(0)
+    network = chain(
+        float_conv(rng, "a", 2, 2, (1, 1)), FloatPool("mean", (3, 3), padding=(1, 1, 1, 1), kind="average", divisor=9),
+        FloatPool("sum", (1, 1), kind="average", skip="a"))
+    with pytest.raises(QuantizeError, match=r"^a: it is added, or averaged and added, at two scales"):
+        quantize(network, inputs_of(network), format="int8")
+    first = replace(network.layers[1], input=INPUT)
+    network = chain(first, FloatPool("sum", (1, 1), kind="average", skip=INPUT))
+    with pytest.raises(QuantizeError, match="the input: it is added"):
+        quantize(network, inputs_of(network), format="int8")
 
 
 # Accumulators --------------------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ import numpy as np
 
 from nomul_hw.arithmetic import act_range
 
-from ..graph import Graph, Pool
+from ..graph import Graph, Node, Pool
 
 __all__ = ["opposite_banks", "with_copies"]
 
@@ -54,7 +54,7 @@ def with_copies(graph: Graph) -> tuple[Graph, dict[str, str]]:
         For every copying node, the node that it was made for.
     """
     groups: dict[str, dict[str, int]] = {tensor.name: {tensor.name: 0} for tensor in graph.tensors}
-    tensors, nodes, owners = list(graph.tensors), [], {}
+    tensors, nodes, owners = list(graph.tensors), list[Node](), dict[str, str]()
     for node in graph.nodes:
         if node.skip is not None and not _tie(groups, node.input, node.skip):
             tensor = graph.tensor(node.skip)

@@ -3,8 +3,10 @@
 Importing this package does not import torch; only :func:`import_module` does.
 """
 
-from .float_graph import FloatConv, FloatGraph, FloatLayer, FloatPool
+from .float_graph import INPUT, FloatConv, FloatGraph, FloatLayer, FloatPool
 from .importer import import_module
 from .operators import Offender, UnsupportedError
 
-__all__ = ["FloatConv", "FloatGraph", "FloatLayer", "FloatPool", "Offender", "UnsupportedError", "import_module"]
+__all__ = [
+    "INPUT", "FloatConv", "FloatGraph", "FloatLayer", "FloatPool", "Offender", "UnsupportedError", "import_module",
+]

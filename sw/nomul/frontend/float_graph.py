@@ -1,20 +1,23 @@
 """The float graph: an imported network before quantization, and its exact meaning in float64.
 
-Batch norms are folded, activations are clamps of the layer before them, reshapes are gone: what is left is a chain of
+Batch norms are folded, activations and additions are part of the layer before them, reshapes are gone: what is left are
 convolutions and pools, which is what a quantizer wants to see. A linear layer is the convolution whose kernel is the
-whole input map.
+whole input map; an addition that no layer can take over is an average over one pixel that adds another tensor.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["FloatConv", "FloatGraph", "FloatLayer", "FloatPool", "patches", "windows"]
+__all__ = ["INPUT", "FloatConv", "FloatGraph", "FloatLayer", "FloatPool", "patches", "windows"]
 
 Float64Array = npt.NDArray[np.float64]
+
+#: What stands for the network's input where layers are named.
+INPUT = ""
 
 #: Values that :func:`patches` holds at a time; larger batches are cut.
 PATCH_VALUES = 1 << 23
@@ -22,7 +25,7 @@ PATCH_VALUES = 1 << 23
 
 @dataclass(frozen=True, eq=False)
 class FloatLayer:
-    """What convolutions and pools share: a window that slides over the input, and a clamp of the output.
+    """What convolutions and pools share: a window that slides over the input, an addition, and a clamp of the output.
 
     Parameters
     ----------
@@ -34,6 +37,10 @@ class FloatLayer:
         Top, left, bottom, right.
     low, high : float
         Clamp of the output, the activation function; infinite where there is none.
+    input : str, optional
+        Name of the layer whose output it reads, or :data:`INPUT`; None for the layer before it.
+    skip : str, optional
+        Name of the layer whose output is added before the clamp, or :data:`INPUT`.
     """
 
     name: str
@@ -43,6 +50,8 @@ class FloatLayer:
     dilation: tuple[int, int] = (1, 1)
     low: float = field(default=-np.inf, kw_only=True)
     high: float = field(default=np.inf, kw_only=True)
+    input: str | None = field(default=None, kw_only=True)
+    skip: str | None = field(default=None, kw_only=True)
 
     @property
     def taps(self) -> int:
@@ -57,12 +66,13 @@ class FloatLayer:
                 (width + left + right - spans[1]) // self.stride[1] + 1)
 
     def linear(self, x: Float64Array) -> Float64Array:
-        """Apply the layer without its clamp: (N, C, H, W) to (N, C', H', W')."""
+        """Apply the layer without addition and clamp: (N, C, H, W) to (N, C', H', W')."""
         raise NotImplementedError
 
-    def run(self, x: Float64Array) -> Float64Array:
-        """Apply the layer: (N, C, H, W) to (N, C', H', W')."""
-        return np.clip(self.linear(x), self.low, self.high)
+    def run(self, x: Float64Array, skip: Float64Array | None = None) -> Float64Array:
+        """Apply the layer: (N, C, H, W), and what it adds, to (N, C', H', W')."""
+        linear = self.linear(x)
+        return np.clip(linear if skip is None else linear + skip, self.low, self.high)
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,27 +124,61 @@ class FloatPool(FloatLayer):
 
 @dataclass(frozen=True, eq=False)
 class FloatGraph:
-    """A chain of float layers.
+    """A network of float layers.
 
     Parameters
     ----------
     input_shape : (int, int, int)
         (channels, height, width) of one sample; a vector of features has height and width 1.
     layers : tuple of FloatLayer
-        In execution order; each reads the one before.
+        In execution order; the last one's output is the network's. Their ``input`` is never None here.
     output_shape : tuple of int
         Shape that a user sees for one sample's output: ``(10,)`` after a flatten.
+
+    Raises
+    ------
+    ValueError
+        If a layer reads what no layer before it makes, two have the same name, or a maximum pool adds.
     """
 
     input_shape: tuple[int, int, int]
     layers: tuple[FloatLayer, ...]
     output_shape: tuple[int, ...]
 
+    def __post_init__(self) -> None:
+        known, layers = [INPUT], list[FloatLayer]()
+        for layer in self.layers:
+            layer = layer if layer.input is not None else replace(layer, input=known[-1])
+            for name in (layer.input, layer.skip):
+                if name is not None and name not in known:
+                    raise ValueError(f"Layer {layer.name!r} reads {name!r}, which no layer before it makes")
+            if layer.name in known:
+                raise ValueError(f"There are two layers {layer.name!r}")
+            if layer.skip is not None and isinstance(layer, FloatPool) and layer.kind == "max":
+                raise ValueError(f"Layer {layer.name!r} is a maximum pool, which cannot add")
+            known.append(layer.name)
+            layers.append(layer)
+        object.__setattr__(self, "layers", tuple(layers))
+
+    def last_readers(self) -> dict[str, int]:
+        """Index of the last layer that reads each tensor, by the tensor's name; who reads last may drop it."""
+        return {name: at for at, layer in enumerate(self.layers) for name in (layer.input, layer.skip)
+                if name is not None}
+
+    def outputs(self, x: Float64Array) -> Iterator[tuple[FloatLayer, Float64Array]]:
+        """Run inputs (N, C, H, W), and yield every layer with its output (N, C', H', W')."""
+        values, last = {INPUT: x}, self.last_readers()
+        for at, layer in enumerate(self.layers):
+            assert layer.input is not None
+            value = layer.run(values[layer.input], None if layer.skip is None else values[layer.skip])
+            yield layer, value
+            values[layer.name] = value
+            values = {name: kept for name, kept in values.items() if last.get(name, -1) > at}
+
     def run(self, x: npt.ArrayLike) -> Float64Array:
         """Run real inputs (N, ...) through the graph in float64; returns (N, *output_shape)."""
         value = self.as_input(x)
-        for layer in self.layers:
-            value = layer.run(value)
+        *_, (_, value) = [(None, value), *self.outputs(value)]
         return value.reshape(len(value), *self.output_shape)
 
     def as_input(self, x: npt.ArrayLike) -> Float64Array:

@@ -1,15 +1,17 @@
 """Walk a PyTorch module's exported program into a float graph.
 
 The program is a list of operators in execution order. Each becomes a layer, changes the layer before it (a batch
-norm is folded, an activation becomes a clamp) or vanishes (dropout, reshapes). An operator that fits none of these
-is noted and the walk goes on, so that one error can name them all; nothing is ever left in float.
+norm is folded, an activation becomes a clamp, an addition is done before that) or vanishes (dropout, reshapes). An
+operator that fits none of these is noted and the walk goes on, so that one error can name them all; nothing is ever
+left in float.
 """
 
 import linecache
 import re
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .float_graph import FloatConv, FloatGraph, FloatLayer, FloatPool
+from .fusion import Step, fuse
 from .operators import ADVICE, OPERATORS, Offender, UnsupportedError
 
 if TYPE_CHECKING:
@@ -36,7 +39,7 @@ def import_module(module: "nn.Module", example: "torch.Tensor | npt.NDArray[Any]
     Parameters
     ----------
     module : nn.Module
-        A chain of convolutions, linear layers, batch norms, clamp-like activations, pools, flattens and dropouts.
+        Convolutions, linear layers, batch norms, clamp-like activations, pools, additions, flattens and dropouts.
         Its training flags are left as they are.
     example : Tensor, shape (N, C, H, W) or (N, features)
         Inputs that set the shapes; their values do not matter.
@@ -91,16 +94,14 @@ class _Unsupported(Exception):
 
 @dataclass
 class _Value:
-    """What a node of the program computes: the output of the layers so far, in some PyTorch shape.
+    """What a node of the program computes: the output of a step, in some PyTorch shape.
 
-    Every operator reads one value, so a value is a chain of layers by construction; branches that nobody joins are
-    never part of the result. ``chain`` is None downstream of an offender: operators there are still looked at, but no
-    longer against each other.
+    ``step`` is None downstream of an offender: operators there are still looked at, but no longer against each other.
     """
 
     shape: Shape
-    chain: tuple[FloatLayer, ...] | None
-    normalizable: bool = False  #: the value is the bare output of the last layer, which a batch norm may be folded into
+    step: Step | None
+    normalizable: bool = False  #: the value is the bare output of a convolution, which a batch norm may be folded into
 
 
 class _Walk:
@@ -110,6 +111,7 @@ class _Walk:
         self.program = program
         self.offenders: list[Offender] = []
         self.values: dict[str, _Value] = {}
+        self.steps: list[Step] = []
         self.parameters: dict[str, npt.NDArray[np.float64]] = {}
         self.names: set[str] = set()
         self.batch = 0
@@ -136,10 +138,10 @@ class _Walk:
         if len(results) != 1:
             raise UnsupportedError(f"The module has {len(results)} outputs; the machine computes one")
         result = self.values.get(getattr(results[0], "name", ""))
-        if result is None or not result.chain:
+        if result is None or result.step in (None, self.steps[0]):
             raise UnsupportedError("The module computes nothing that the machine could do")
-        input_shape = next(iter(self.values.values())).shape
-        return FloatGraph(input_shape, _hoist_clamps(result.chain), tuple(self._shape_of(results[0])[1:]))
+        assert result.step is not None
+        return FloatGraph(self.steps[0].shape, fuse(self.steps, result.step), tuple(self._shape_of(results[0])[1:]))
 
     def _input(self, node: "fx.Node") -> None:
         if self.values:
@@ -149,7 +151,7 @@ class _Walk:
             raise UnsupportedError(f"The input must be (N, C, H, W) or (N, features), not {(batch, *shape)}")
         self.batch = batch
         channels, height, width = shape if len(shape) == 3 else (*shape, 1, 1)
-        self.values[node.name] = _Value((channels, height, width), ())
+        self.values[node.name] = self._step(Step((channels, height, width)))
 
     def _operator(self, node: "fx.Node") -> None:
         spelling = str(node.target) if hasattr(node.target, "_schema") else getattr(node.target, "__name__", "?")
@@ -162,7 +164,7 @@ class _Walk:
             if kind is None:
                 name = spelling.split(".")[1] if spelling.startswith("aten.") else spelling
                 raise _Unsupported(ADVICE.get(name, "the machine has nothing like it"))
-            if len(inputs) > 1 or node.args[0] is not inputs[0]:
+            if kind != "add" and (len(inputs) > 1 or node.args[0] is not inputs[0]):
                 raise _Unsupported("it must read one activation tensor, the output of the layer before it")
             handler: Callable[[fx.Node, fx.Node, _Value], _Value] = getattr(self, f"_{kind}")
             self.values[node.name] = handler(node, inputs[0], source)
@@ -201,10 +203,10 @@ class _Walk:
     def _linear(self, node: "fx.Node", source: "fx.Node", value: _Value) -> _Value:
         args = _arguments(node)
         weights = self._parameter(args["weight"])
-        if value.chain is not None and self._shape_of(source) != (self.batch, prod(value.shape)):
+        if value.step is not None and self._shape_of(source) != (self.batch, prod(value.shape)):
             raise _Unsupported(f"its input has the shape {self._shape_of(source)}: flatten it to (N, features) first")
         channels, height, width = value.shape
-        if value.chain is None:  # shapes downstream of an offender are not known
+        if value.step is None:  # shapes downstream of an offender are not known
             channels, height, width = weights.shape[1], 1, 1
         return self._append(replace(value, shape=(channels, height, width)), FloatConv(
             self._name(node), (height, width), weights=weights.reshape(-1, channels, height, width),
@@ -219,11 +221,11 @@ class _Walk:
         mean, var = self._parameter(args["running_mean"]), self._parameter(args["running_var"])
         gamma = np.ones_like(mean) if args["weight"] is None else self._parameter(args["weight"])
         beta = self._bias(args["bias"], len(mean))
-        if value.chain is None:
+        if value.step is None:
             return value
         if not value.normalizable:
             raise _Unsupported("a batch norm must come right after a convolution or a linear layer, to fold into it")
-        *before, last = value.chain
+        last = value.step.layer
         assert isinstance(last, FloatConv)
         if len(mean) != len(last.bias):
             raise _Unsupported(f"it normalizes {len(mean)} channels, but {last.name!r} makes {len(last.bias)}")
@@ -232,7 +234,8 @@ class _Walk:
         gain = np.divide(gamma, deviation, out=np.zeros_like(gamma), where=deviation > 0)
         folded = replace(last, weights=last.weights * gain[:, None, None, None],
                          bias=beta + (last.bias - mean) * gain)
-        return replace(value, chain=(*before, folded), normalizable=False)
+        # Whoever else reads the convolution's bare output still does.
+        return self._step(Step(value.shape, value.step.sources, folded))
 
     def _max_pool(self, node: "fx.Node", source: "fx.Node", value: _Value) -> _Value:
         args = _arguments(node)
@@ -241,7 +244,7 @@ class _Walk:
         stride = _pair(args["stride"] or args["kernel_size"])
         before = _pair(args["padding"])
         after = list(before)
-        if args["ceil_mode"] and value.chain is not None:
+        if args["ceil_mode"] and value.step is not None:
             # One more window that hangs over the edge is padding at the bottom and right.
             for axis, size in enumerate(self._shape_of(node)[2:]):
                 reach = (size - 1) * stride[axis] + dilation[axis] * (kernel[axis] - 1) + 1
@@ -264,7 +267,7 @@ class _Walk:
 
     def _adaptive_average_pool(self, node: "fx.Node", source: "fx.Node", value: _Value) -> _Value:
         self._expect_map(source, value)
-        if value.chain is None:
+        if value.step is None:
             return value
         size = self._shape_of(node)[2:]
         kernel = (value.shape[1] // size[0], value.shape[2] // size[1])
@@ -274,7 +277,7 @@ class _Walk:
         return self._append(value, FloatPool(self._name(node), kernel, kernel, kind="average", divisor=prod(kernel)))
 
     def _mean(self, node: "fx.Node", source: "fx.Node", value: _Value) -> _Value:
-        if value.chain is None:
+        if value.step is None:
             return value
         args, shape = _arguments(node), self._shape_of(source)
         axes = sorted(axis % len(shape) for axis in args["dim"] or [])
@@ -283,6 +286,23 @@ class _Walk:
             raise _Unsupported(f"only the mean over height and width runs, not over axes {axes} of {shape}")
         return self._append(value, FloatPool(self._name(node), (height, width), kind="average",
                                              divisor=height * width))
+
+    def _add(self, node: "fx.Node", source: "fx.Node", value: _Value) -> _Value:
+        operands: tuple[Any, ...] = node.args[:2]
+        if node.kwargs.get("alpha", 1) != 1:
+            raise _Unsupported(f"it adds one tensor {node.kwargs['alpha']} times; only plain sums run")
+        values = [self.values.get(getattr(operand, "name", "")) for operand in operands]
+        if values[0] is None or values[1] is None:
+            raise _Unsupported("it adds a constant; only the sum of two activation tensors runs (the bias of a layer "
+                               "could hold the constant)")
+        if values[0].step is None or values[1].step is None:
+            return _Value(value.shape, None)
+        shapes = [self._shape_of(operand) for operand in operands]
+        if shapes[0] != shapes[1]:
+            raise _Unsupported(f"it adds tensors of shapes {shapes[0]} and {shapes[1]}; they must have one shape")
+        if values[0].shape != values[1].shape:
+            raise _Unsupported(f"its inputs were reshaped from {values[0].shape} and {values[1].shape}")
+        return self._step(Step(value.shape, (values[0].step, values[1].step), name=partial(self._name, node)))
 
     # Activations and what vanishes -------------------------------------------------------------------------------
 
@@ -304,11 +324,10 @@ class _Walk:
         return self._activation(node, value, args["min_val"], args["max_val"])
 
     def _activation(self, node: "fx.Node", value: _Value, low: float | None, high: float | None) -> _Value:
-        """Clamp the output of the last layer; a maximum over one pixel stands in where there is none yet."""
-        if value.chain is None:
+        """Clamp what the step before makes."""
+        if value.step is None:
             return value
-        chain = value.chain or (FloatPool(self._name(node), (1, 1), kind="max"),)
-        return replace(value, chain=(*chain[:-1], _clamped(chain[-1], low, high)), normalizable=False)
+        return self._step(Step(value.shape, (value.step,), clamp=(low, high), name=partial(self._name, node)))
 
     def _reshape(self, node: "fx.Node", source: "fx.Node", value: _Value) -> _Value:
         # Reshapes keep the order of the elements. Whoever reads the result checks that it has the shape it should.
@@ -331,19 +350,23 @@ class _Walk:
 
     def _first(self, node: "fx.Node", source: "fx.Node", value: _Value) -> _Value:
         known = OPERATORS.get(str(source.target)) in ("batch_norm", "max_pool")
-        if value.chain is not None and not (known and node.args[1] == 0):
+        if value.step is not None and not (known and node.args[1] == 0):
             raise _Unsupported("only the first result of a batch norm or a pool can be used")
         return replace(value)
 
     # Helpers -----------------------------------------------------------------------------------------------------
 
+    def _step(self, step: Step, *, normalizable: bool = False) -> _Value:
+        self.steps.append(step)
+        return _Value(step.shape, step, normalizable)
+
     def _append(self, value: _Value, layer: FloatLayer, *, normalizable: bool = False) -> _Value:
-        if value.chain is None:
+        if value.step is None:
             return _Value(value.shape, None)
-        return _Value(layer.output_shape(*value.shape), (*value.chain, layer), normalizable)
+        return self._step(Step(layer.output_shape(*value.shape), (value.step,), layer), normalizable=normalizable)
 
     def _expect_map(self, source: "fx.Node", value: _Value) -> None:
-        if value.chain is not None and self._shape_of(source) != (self.batch, *value.shape):
+        if value.step is not None and self._shape_of(source) != (self.batch, *value.shape):
             raise _Unsupported(f"its input was reshaped from {(self.batch, *value.shape)} to {self._shape_of(source)}")
 
     def _parameter(self, node: "fx.Node") -> npt.NDArray[np.float64]:
@@ -363,8 +386,8 @@ class _Walk:
     def _name(self, node: "fx.Node") -> str:
         """Module path of a node, its operator added where the module is not PyTorch's own; made unique."""
         path, kind = _module_of(node)
-        operator = str(node.target).split(".")[1].strip("_")
-        stem = path if kind.startswith("torch.nn.") else f"{path}.{operator}".strip(".")
+        operator = str(node.target).split(".")[1].strip("_") if hasattr(node.target, "_schema") else "add"
+        stem = (path if kind.startswith("torch.nn.") else f"{path}.{operator}".strip(".")) or operator
         name, count = stem, 1
         while name in self.names:
             count += 1
@@ -384,29 +407,6 @@ def _arguments(node: "fx.Node") -> dict[str, Any]:
         else:
             found[argument.name] = argument.default_value if argument.has_default_value() else None
     return found
-
-
-def _clamped(layer: FloatLayer, low: float | None, high: float | None) -> FloatLayer:
-    """A layer with a further clamp behind its own."""
-    lower = -np.inf if low is None else float(low)
-    upper = np.inf if high is None else float(high)
-    # np.minimum last, as in PyTorch: where the bounds cross, the upper one wins.
-    return replace(layer, low=float(np.minimum(np.maximum(layer.low, lower), upper)),
-                   high=float(np.minimum(np.maximum(layer.high, lower), upper)))
-
-
-def _hoist_clamps(chain: Iterable[FloatLayer]) -> tuple[FloatLayer, ...]:
-    """Move clamps in front of the maximum pools that they follow.
-
-    The result is the same, but then the layer before the pool knows that it need not represent what is clamped away.
-    """
-    layers = list(chain)
-    for at in range(len(layers) - 1, 0, -1):
-        layer = layers[at]
-        if isinstance(layer, FloatPool) and layer.kind == "max":
-            layers[at - 1] = _clamped(layers[at - 1], layer.low, layer.high)
-            layers[at] = replace(layer, low=-np.inf, high=np.inf)
-    return tuple(layers)
 
 
 def _module_of(node: "fx.Node") -> tuple[str, str]:

@@ -31,6 +31,9 @@ OPERATORS: dict[str, str] = {
     "aten.clamp_min_.default": "clamp",
     "aten.clamp_max.default": "clamp",
     "aten.clamp_max_.default": "clamp",
+    "aten.add.Tensor": "add",
+    "aten.add_.Tensor": "add",
+    "add": "add",
     "aten.max_pool2d.default": "max_pool",
     "aten.max_pool2d_with_indices.default": "max_pool",
     "aten.avg_pool2d.default": "average_pool",
@@ -71,8 +74,6 @@ _NOT_YET = "not supported yet"
 
 #: What would do instead of an operator that the machine does not run, by its name without namespace and overload.
 ADVICE: dict[str, str] = {
-    "add": f"residual additions are {_NOT_YET}",
-    "add_": f"residual additions are {_NOT_YET}",
     "cat": f"concatenation is {_NOT_YET}",
     "conv1d": "use a conv2d whose kernel has height 1",
     "conv3d": "only two-dimensional convolutions run",

@@ -26,15 +26,18 @@ class StepLattice:
         The requantizer: signed digits of a gain's multiplier, largest right shift.
     unit : float
         Step whose gain is 1: what one output code is worth over what one input code is worth.
+    min_shift : int
+        Smallest right shift.
     """
 
     terms: int
     max_shift: int
     unit: float
+    min_shift: int = 0
 
     @cached_property
     def _table(self) -> npt.NDArray[np.int64]:
-        gains = [(m, n) for m in gain_multipliers(self.terms) for n in range(self.max_shift + 1)]
+        gains = [(m, n) for m in gain_multipliers(self.terms) for n in range(self.min_shift, self.max_shift + 1)]
         return np.asarray(sorted(gains, key=lambda gain: gain[0] / 2.0 ** gain[1]), dtype=np.int64)
 
     @cached_property

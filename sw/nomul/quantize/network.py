@@ -6,25 +6,24 @@ the float layer makes of the first, and so mends what the layers before it broke
 
 A tensor's codes stand for ``factor * 2**exponent * (q - zero_point)``. The factor is 1 but after an average pool
 whose gain the lattice cannot express (1/9 becomes 7/64): it is known, and the next convolution's gains absorb it, or
-the gains of the convolution before where the network ends with the pool.
+the gains of the convolution before where the network ends with the pool or its output is added to another tensor.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from nomul.frontend import FloatConv, FloatGraph, FloatLayer, FloatPool, import_module
+from nomul.frontend import INPUT, FloatConv, FloatGraph, FloatLayer, FloatPool, import_module
 from nomul.frontend.float_graph import patches, windows
 from nomul.graph import Conv, Graph, Node, Pool, Tensor
-from nomul_hw.arithmetic import Gain, act_range, nearest_gain, requantize, round_half_up, zero_point
+from nomul_hw.arithmetic import Gain, act_range, requantize, round_half_up, zero_point
 
-from .activations import fit_exponent
 from .config import QuantizeConfig, QuantizeError
 from .lattice import StepLattice
 from .report import LayerReport, QuantizeReport, sqnr_db
+from .scales import Scales, is_sum, mean_gain, plan_scales
 from .weights import Fit, fit_compensated, fit_nearest
 
 if TYPE_CHECKING:
@@ -119,6 +118,8 @@ def _unit(tensor: Tensor, factor: float) -> float:
 class _Quantizer:
     """Quantizes one network."""
 
+    scales: Scales
+
     def __init__(self, network: FloatGraph, config: QuantizeConfig):
         self.network = network
         self.config = config
@@ -129,93 +130,89 @@ class _Quantizer:
     def run(self, real: Float64Array) -> tuple[Graph, QuantizeReport]:
         """Quantize with these calibration inputs (N, C, H, W)."""
         config, layers = self.config, self.network.layers
+        self._check()
+        self.scales = plan_scales(self.network, real, config)
         name = "input"
         while name in {layer.name for layer in layers}:
             name += "_"
-        tensor = self._tensor(name, real, signed=bool(real.min() < 0))
+        tensor = self._tensor(INPUT, real, signed=bool(real.min() < 0))
         low, high = self._counts(tensor)
+        tensor = replace(tensor, name=name)
         at = _Activations(tensor, 1.0, real, np.clip(round_half_up(real / _unit(tensor, 1.0)), low, high))
+        made, last = {INPUT: at}, self.network.last_readers()
         tensors, nodes = [tensor], list[Node]()
         node: Node
-        for layer, factor in zip(layers, self._factors(), strict=True):
+        for index, layer in enumerate(layers):
+            assert layer.input is not None
+            source, skip = made[layer.input], None if layer.skip is None else made[layer.skip]
             if isinstance(layer, FloatConv):
-                node, at = self._conv(layer, at, factor)
+                node, at = self._conv(layer, source, skip)
             else:
                 assert isinstance(layer, FloatPool)
-                node, at = self._pool(layer, at)
+                node, at = self._pool(layer, source, skip)
             tensors.append(at.tensor)
             nodes.append(node)
-        if abs(at.factor - 1) > 1e-9:
-            raise QuantizeError(f"An average pool's gain is not on the lattice of {config.gain_terms} terms, and the "
-                                f"network has no convolution that could absorb the factor {at.factor:.4g} that is left")
+            made[layer.name] = at
+            made = {name: kept for name, kept in made.items() if last.get(name, -1) > index}
         graph = Graph(config.format, config.act_bits, config.gain_terms, tuple(tensors), tuple(nodes), name,
                       at.tensor.name, self.network.output_shape)
         return graph, QuantizeReport(tuple(self.reports))
 
-    def _factors(self) -> Sequence[float]:
-        """Factor of every convolution's output: 1, but for the last one where only pools follow."""
-        factors = [1.0] * len(self.network.layers)
-        rest = 1.0
-        for at, layer in reversed(list(enumerate(self.network.layers))):
-            if not isinstance(layer, FloatPool):
-                factors[at] = rest
-                break
-            if layer.kind == "average":
-                rest *= layer.divisor * self._mean_gain(layer).value
-        return factors
-
-    def _mean_gain(self, layer: FloatPool) -> Gain:
-        return nearest_gain(1 / layer.divisor, terms=self.config.gain_terms, max_shift=self.config.max_gain_shift)
+    def _check(self) -> None:
+        """Refuse layers that no calibration could help."""
+        for layer in self.network.layers:
+            if isinstance(layer, FloatPool) and layer.kind == "average" and (
+                    layer.taps << self.config.act_bits >= self.limit):
+                raise QuantizeError(f"{layer.name}: a sum of {layer.taps} codes of {self.config.act_bits} bits does "
+                                    f"not fit acc_bits = {self.config.acc_bits}")
+            if isinstance(layer, FloatConv) and not (np.isfinite(layer.weights).all()
+                                                     and np.isfinite(layer.bias).all()):
+                raise QuantizeError(f"{layer.name}: weights and biases must be finite numbers")
 
     # Pools -------------------------------------------------------------------------------------------------------
 
-    def _pool(self, layer: FloatPool, source: _Activations) -> tuple[Pool, _Activations]:
-        real = layer.run(source.real)
+    def _pool(self, layer: FloatPool, source: _Activations, skip: _Activations | None) -> tuple[Pool, _Activations]:
+        if skip is not None and is_sum(layer) and skip.tensor.exponent < source.tensor.exponent:
+            source, skip = skip, source  # the coarser one is added
+        real = layer.run(source.real, None if skip is None else skip.real)
+        factor = self.scales.factors[layer.name]
         if layer.kind == "max":
-            # The codes are what they are: another scale could only lose some.
             target = replace(source.tensor, name=layer.name, height=real.shape[2], width=real.shape[3])
-            gain, factor = Gain(1, 0), source.factor
+            gain = Gain(1, 0)
             sums = windows(source.counts, layer, self._counts(source.tensor)[0]).max(axis=(4, 5))
             offset = -source.tensor.zero_point
         else:
-            mean = self._mean_gain(layer)
-            factor = source.factor / (layer.divisor * mean.value)
-            target = self._tensor(layer.name, real, factor, signed=source.signed and layer.low < 0)
-            # A finer scale where averaging leaves only small values, as far as the gain's shift reaches.
-            finer = min(source.tensor.exponent - target.exponent, mean.shift)
-            target = replace(target, exponent=source.tensor.exponent - finer)
-            gain = Gain(mean.multiplier, mean.shift - finer)
+            signed = layer.low < 0 and (source.signed or (skip is not None and skip.signed))
+            target = self._tensor(layer.name, real, signed=signed)
+            # A finer scale where averaging leaves only small values.
+            mean = mean_gain(layer, self.config)
+            gain = Gain(mean.multiplier, mean.shift + target.exponent - source.tensor.exponent)
+            if gain.shift > self.config.max_gain_shift:
+                raise QuantizeError(f"{layer.name}: its output's scale is 2**{gain.shift} times its input's, more than "
+                                    f"acc_bits = {self.config.acc_bits} can shift")
             sums = windows(source.counts, layer, 0.0).sum(axis=(4, 5))
             offset = -source.tensor.zero_point * layer.taps
-            if layer.taps << self.config.act_bits >= self.limit:
-                raise QuantizeError(f"{layer.name}: a sum of {layer.taps} codes of {self.config.act_bits} bits does "
-                                    f"not fit acc_bits = {self.config.acc_bits}")
-        node = Pool(**self._geometry(layer, source.tensor), **self._clamp(layer, target, factor),
+        node = Pool(**self._geometry(layer, source, skip), **self._clamp(layer, target, factor),
                     bias=np.full(target.channels, offset, dtype=np.int64),
                     multiplier=np.full(target.channels, gain.multiplier, dtype=np.int64),
                     shift=np.full(target.channels, gain.shift, dtype=np.int64),
                     kind="max" if layer.kind == "max" else "sum")
-        after, saturation = self._requantize(layer, node, target, factor, sums, real)
+        after, saturation = self._requantize(layer, node, target, sums, real, skip)
         self.reports.append(LayerReport(layer.name, layer.kind, None, sqnr_db(real, after.counts * after.unit), None,
                                         saturation, target.exponent))
         return node, after
 
     # Convolutions ------------------------------------------------------------------------------------------------
 
-    def _conv(self, layer: FloatConv, source: _Activations, factor: float) -> tuple[Conv, _Activations]:
-        config = self.config
-        if not (np.isfinite(layer.weights).all() and np.isfinite(layer.bias).all()):
-            raise QuantizeError(f"{layer.name}: weights and biases must be finite numbers")
+    def _conv(self, layer: FloatConv, source: _Activations, skip: _Activations | None) -> tuple[Conv, _Activations]:
+        config, factor = self.config, self.scales.factors[layer.name]
         linear = layer.linear(source.real)
-        real = np.clip(linear, layer.low, layer.high)
+        real = np.clip(linear if skip is None else linear + skip.real, layer.low, layer.high)
         mean = linear.mean(axis=(0, 2, 3))
-        target = self._tensor(layer.name, real, factor, signed=layer.low < 0)
+        target = self._tensor(layer.name, real, signed=layer.low < 0)
+        drop = 0 if skip is None else target.exponent - skip.tensor.exponent
         weights = layer.weights.reshape(len(layer.weights), -1)
-        lattice = StepLattice(config.gain_terms, config.max_gain_shift, _unit(target, factor) / source.unit)
-        while np.abs(weights).max() > lattice.steps[-1] * config.format.max_magnitude:
-            # The lattice has no larger gains; outputs of such weights need no scale as fine as that.
-            target = replace(target, exponent=target.exponent + 1)
-            lattice = replace(lattice, unit=2 * lattice.unit)
+        lattice = StepLattice(config.gain_terms, config.max_gain_shift, _unit(target, factor) / source.unit, drop)
         # A step so small that the bias alone would overflow is no choice, however small the weights.
         least = np.maximum(np.abs(layer.bias), np.abs(mean)) / source.unit / (self.limit / 4)
         lowest = np.minimum(np.searchsorted(lattice.steps, least), len(lattice.steps) - 1)
@@ -229,17 +226,19 @@ class _Quantizer:
 
         clamp = self._clamp(layer, target, factor)
         ends = clamp["low"] - target.zero_point, clamp["high"] - target.zero_point
+        if skip is not None:  # no skip tensor brings what lies beyond back into the range
+            ends = -2 << config.act_bits, 2 << config.act_bits
         reach = np.abs(weights).sum(axis=1) * source.unit * (1 << config.act_bits)
         for channel in np.flatnonzero(reach < CONSTANT * _unit(target, factor)):
             count = int(np.clip(round_half_up(mean[channel] / _unit(target, factor)), *ends))
-            levels[channel], offset[channel], shift[channel] = self._constant(count, levels.shape[1], ends)
+            levels[channel], offset[channel], shift[channel] = self._constant(count, levels.shape[1], ends, drop)
             multiplier[channel], steps[channel] = 1, lattice.unit / 2.0 ** shift[channel]
-        node = Conv(**self._geometry(layer, source.tensor), **clamp,
+        node = Conv(**self._geometry(layer, source, skip), **clamp,
                     bias=offset - source.tensor.zero_point * levels.sum(axis=1), multiplier=multiplier, shift=shift,
                     weights=levels.reshape(layer.weights.shape).astype(np.int32))
         self._check_sums(layer, levels, node.bias)
         sums = self._sums(layer, levels, source) + offset[:, None, None]
-        after, saturation = self._requantize(layer, node, target, factor, sums, real)
+        after, saturation = self._requantize(layer, node, target, sums, real, skip)
         self.reports.append(LayerReport(
             layer.name, "conv", sqnr_db(weights, levels * steps[:, None]), sqnr_db(real, after.counts * after.unit),
             float((levels == 0).mean()), saturation, target.exponent))
@@ -270,8 +269,10 @@ class _Quantizer:
         cross = cross / count - np.outer(real_total, total) / count**2
         return fit_compensated(weights, moment, cross, self.config.format, lattice, lowest)
 
-    def _constant(self, count: int, inputs: int, ends: tuple[int, int]) -> tuple[Int64Array, int, int]:
-        """Levels, bias and gain shift of a channel that is constant; ``ends`` are the counts of the clamp.
+    def _constant(self, count: int, inputs: int, ends: tuple[int, int], drop: int) -> tuple[Int64Array, int, int]:
+        """Levels, bias and gain shift, at least ``drop``, of a channel that is constant.
+
+        ``ends`` are the counts of the clamp.
 
         With a zero among the levels that is exact. Without one the smallest weights remain, signs alternating, and a
         large bias with a gain as small drowns them: exactly at the ends of the clamp (a dead ReLU) and in layers that
@@ -279,10 +280,10 @@ class _Quantizer:
         """
         smallest = min(abs(level) for level in self.config.format.levels)
         if smallest == 0:
-            return np.zeros(inputs, dtype=np.int64), count, 0
+            return np.zeros(inputs, dtype=np.int64), count << drop, drop
         levels = np.where(np.arange(inputs) % 2, -smallest, smallest).astype(np.int64)
         most = inputs * smallest << self.config.act_bits
-        shift = 0
+        shift = drop
         # Half of the accumulator stays free for what the lanes of an array that the layer does not fill contribute.
         while (abs(count) << (shift + 1)) + 2 * most < self.limit // 2 and shift < self.config.max_gain_shift:
             shift += 1
@@ -307,19 +308,20 @@ class _Quantizer:
 
     # Both --------------------------------------------------------------------------------------------------------
 
-    def _tensor(self, name: str, real: Float64Array, factor: float = 1.0, *, signed: bool) -> Tensor:
-        """A tensor with the scale that suits these values (N, C, H, W)."""
-        return Tensor(name, real.shape[1], real.shape[2], real.shape[3],
-                      fit_exponent(real / factor, self.config.act_bits, signed=signed),
+    def _tensor(self, name: str, real: Float64Array, *, signed: bool) -> Tensor:
+        """A tensor for these values (N, C, H, W), with the scale that was planned."""
+        _, channels, height, width = real.shape
+        return Tensor(name, channels, height, width, self.scales.exponents[name],
                       zero_point(self.config.act_bits, signed=signed))
 
     def _counts(self, tensor: Tensor) -> tuple[int, int]:
         """Smallest and largest code less the zero point."""
         return self.range[0] - tensor.zero_point, self.range[1] - tensor.zero_point
 
-    def _geometry(self, layer: FloatLayer, source: Tensor) -> dict[str, Any]:
-        return {"name": layer.name, "input": source.name, "output": layer.name, "kernel": layer.kernel,
-                "stride": layer.stride, "padding": layer.padding, "dilation": layer.dilation}
+    def _geometry(self, layer: FloatLayer, source: _Activations, skip: _Activations | None) -> dict[str, Any]:
+        return {"name": layer.name, "input": source.tensor.name, "output": layer.name,
+                "skip": None if skip is None else skip.tensor.name, "kernel": layer.kernel, "stride": layer.stride,
+                "padding": layer.padding, "dilation": layer.dilation}
 
     def _clamp(self, layer: FloatLayer, target: Tensor, factor: float) -> dict[str, Any]:
         """The activation function as the lowest and the highest output code."""
@@ -327,13 +329,16 @@ class _Quantizer:
         low, high = round_half_up(ends).astype(np.int64) + target.zero_point
         return {"low": int(low), "high": int(high)}
 
-    def _requantize(self, layer: FloatLayer, node: Node, target: Tensor, factor: float, sums: Float64Array,
-                    real: Float64Array) -> tuple[_Activations, float]:
+    def _requantize(self, layer: FloatLayer, node: Node, target: Tensor, sums: Float64Array, real: Float64Array,
+                    skip: _Activations | None) -> tuple[_Activations, float]:
         """Requantize sums of counts, bias included; also returns the share that saturates."""
         column = (slice(None), None, None)
         free = requantize(sums.astype(np.int64), np.zeros(1, dtype=np.int64), node.multiplier[column],
-                          node.shift[column], zero_point=0, low=-FAR, high=FAR)
+                          node.shift[column], zero_point=0, low=-FAR, high=FAR,
+                          skip=None if skip is None else skip.counts.astype(np.int64),
+                          drop=0 if skip is None else target.exponent - skip.tensor.exponent)
         low, high = self._counts(target)
+        factor = self.scales.factors[layer.name]
         unit = _unit(target, factor)
         lost = (free < low) & (layer.low / unit < low) | (free > high) & (layer.high / unit > high)
         counts = np.clip(free, node.low - target.zero_point, node.high - target.zero_point).astype(np.float64)
