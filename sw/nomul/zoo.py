@@ -26,7 +26,8 @@ class _Block(nn.Module):
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
         self.body = nn.Sequential(*_conv(inputs, outputs, 3, stride), nn.ReLU(), *_conv(outputs, outputs, 3))
-        self.skip = nn.Sequential(*([nn.Conv2d(inputs, outputs, 1, stride)] if (inputs, stride) != (outputs, 1) else []))
+        same = (inputs, stride) == (outputs, 1)
+        self.skip = nn.Sequential(*([] if same else [nn.Conv2d(inputs, outputs, 1, stride)]))
         self.relu = nn.ReLU()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -11,6 +11,7 @@ from nomul.compiler import Program, compile_graph
 from nomul.frontend import FloatConv, import_module
 from nomul.graph import Graph
 from nomul.quantize import quantize
+from nomul.verify import verify
 from nomul.zoo import MODELS, resnet8
 from nomul_hw.config import ArrayConfig, MemoryConfig
 from nomul_sim import golden
@@ -79,8 +80,9 @@ def test_resnet8_is_quantized_and_compiled(fmt):
 
 @pytest.mark.slow
 def test_resnet8_on_rtl():
+    """Every bit of every layer, every cycle."""
     graph, program = compiled("ternary")
     codes = graph.quantize_input(images(1, (3, 32, 32), seed=2).numpy())
-    result = VerilatedDevice(program.config).run(program, codes)
-    np.testing.assert_array_equal(result.outputs, golden.run(graph, codes)[graph.output])
-    assert dict(result.counters[0]) == program.estimate().accounting
+    found = verify(program, codes, VerilatedDevice(program.config))
+    assert found.ok and len(found.layers) == len(graph.nodes)
+    assert [layer.mismatches for layer in found.layers] == [0] * len(graph.nodes)
