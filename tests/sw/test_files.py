@@ -430,7 +430,7 @@ def test_signed_nonsense(tmp_path, program, name):
     (lambda c: c["nodes"][0].update(kernel=[1]), "nodes[0]: kernel must be a list of 2 integers"),
     (lambda c: c["nodes"][0].update(skip=None), "nodes[0]: skip must be a string"),
     (lambda c: c["nodes"][0].update(skip="nothing"),
-     "node 'layer.0' adds 'nothing', which is not an earlier tensor of shape (8, 3, 2)"),
+     "node 'layer.0' adds 'nothing', which is not an earlier tensor of shape (9, 4, 2)"),
     (lambda c: c["nodes"][0].update(stride=[0, 0]),
      "node 'layer.0' has a kernel, stride, dilation or padding out of range"),
     (lambda c: c.update(act_bits=9), "activations have 2 to 8 bits, not 9"),
