@@ -31,7 +31,8 @@ from .verify import Verification, verify
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["CALIBRATION_IMAGES", "DEFAULT_FORMATS", "MULTIPLIER", "DemoResult", "Row", "parse_shape", "run_demo"]
+__all__ = ["CALIBRATION_IMAGES", "DEFAULT_FORMATS", "MULTIPLIER", "RTL_IMAGES", "DemoResult", "Row", "parse_shape",
+           "run_demo"]
 
 #: What the demo compares; the last one is the baseline with multipliers.
 DEFAULT_FORMATS = ("ternary", "pot3", "exp4", "int4", "int8_multiplier")
@@ -41,6 +42,9 @@ MULTIPLIER = "_multiplier"
 
 #: Images of the training split that the quantizer sees.
 CALIBRATION_IMAGES = 256
+
+#: Images that run on RTL unless told otherwise: seconds per format.
+RTL_IMAGES = 128
 
 #: Simulators that are built at a time; a build takes about one core and 600 MB.
 _BUILDERS = 2
@@ -211,7 +215,7 @@ def run_demo(
     formats: Sequence[str] = DEFAULT_FORMATS,
     *,
     output: Path,
-    images: int | None = None,
+    images: int = RTL_IMAGES,
     seed: int = 0,
     progress: Callable[[str], None] | None = None,
 ) -> DemoResult:
@@ -225,8 +229,8 @@ def run_demo(
         Names of weight formats; with the ending ``_multiplier`` on an array of multipliers.
     output : Path
         Folder for the Verilog, the picture and ``results.json``.
-    images : int, optional
-        Images of the test split that run on RTL; all of them unless given.
+    images : int
+        Images of the test split that run on RTL; the golden model runs all of them.
     seed : int
         Of the training.
     progress : callable, optional
@@ -242,7 +246,6 @@ def run_demo(
     tell = progress or (lambda _: None)
     configs = _configs(base, formats)
     data = digits.load()
-    images = len(data.test_x) if images is None else images
     if not 1 <= images <= len(data.test_x):
         raise InputError(f"the test split has {len(data.test_x)} images, {images} of them cannot be run")
 

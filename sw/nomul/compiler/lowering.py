@@ -31,6 +31,9 @@ __all__ = ["CompileError", "compile_graph"]
 
 Int64Array = npt.NDArray[np.int64]
 
+#: Coordinates are compared modulo this: a map and its padding must not meet from both sides.
+MAX_COORDINATE = 1 << 12
+
 
 class _Loop(NamedTuple):
     """One loop of the address generator: iterations, and what an iteration moves."""
@@ -228,6 +231,11 @@ def _descriptors(
                 raise CompileError(f"layer {node.name!r}: a row of {target.width} output pixels needs "
                                    f"memory.accumulators of at least {target.width}, not {config.memory.accumulators}")
 
+    for axis, size, padding in (("height", source.height, node.padding[::2]),
+                                ("width", source.width, node.padding[1::2])):
+        if size + sum(padding) > MAX_COORDINATE:
+            raise CompileError(f"layer {node.name!r}: an input {axis} of {size} with its padding is more than the "
+                               f"{MAX_COORDINATE} that a descriptor reaches")
     for top in range(0, target.height, strip):
         rows = min(strip, target.height - top)
         y_start, x_start = top * node.stride[0] - node.padding[0], -node.padding[1]
