@@ -5,6 +5,7 @@ and the simulators, each under the hash of what it was made from.
 """
 
 import multiprocessing
+import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -241,9 +242,12 @@ def run_demo(
     ConfigError
         If a format does not exist or does not fit the array.
     InputError
-        If there are not so many images.
+        If there are not so many images, or the folder cannot be written.
     """
     tell = progress or (lambda _: None)
+    existing = next(path for path in (output, *output.absolute().parents) if path.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise InputError(f"{existing}: is not a folder that can be written")
     configs = _configs(base, formats)
     data = digits.load()
     if not 1 <= images <= len(data.test_x):
@@ -274,9 +278,9 @@ def run_demo(
                 _write_verilog(program.config, output))
             for name, program, accuracy, checked in pending
         )
-    finally:
-        runners.shutdown(cancel_futures=True)
-        builders.shutdown(cancel_futures=True)
+    finally:  # after a failure the message comes first, then the end of what is being built
+        runners.shutdown(wait=False, cancel_futures=True)
+        builders.shutdown(wait=False, cancel_futures=True)
     plot = output / "demo.png"
     lanes = f" of {base.lanes} lanes" if base.lanes > 1 else ""
     plot_demo(rows, plot, title=f"Handwritten digits on {base.rows} x {base.cols} processing elements{lanes}")

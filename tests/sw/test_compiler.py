@@ -59,16 +59,16 @@ def test_refuses_gains_beyond_the_array() -> None:
 
 
 @pytest.mark.parametrize(("memory", "message"), [
-    (MemoryConfig(weights=100), r"the network needs \d+ words of memory\.weights, the array has 100: set "
-                                r"memory\.weights to at least \d+"),
-    (MemoryConfig(parameters=2), r"the network needs 4 words of memory\.parameters, the array has 2: set "
-                                 r"memory\.parameters to at least 4"),
+    (MemoryConfig(weights=100), (r"the network needs \d+ words of memory\.weights, the array has 100: set "
+                                r"memory\.weights to at least \d+")),
+    (MemoryConfig(parameters=2), (r"the network needs 4 words of memory\.parameters, the array has 2: set "
+                                 r"memory\.parameters to at least 4")),
     (MemoryConfig(layers=2, accumulators=8), r"the network needs \d+ words of memory\.layers, the array has 2: .*"),
-    (MemoryConfig(accumulators=2), r"layer 'conv': a row of 6 output pixels needs memory\.accumulators of at least 6, "
-                                   r"not 2"),
-    (MemoryConfig(activations=80), r"input 'x': a tensor of 84 words \(5 x 7 x 6\) does not fit in two banks of "
+    (MemoryConfig(accumulators=2), (r"layer 'conv': a row of 6 output pixels needs memory\.accumulators of at least 6, "
+                                   r"not 2")),
+    (MemoryConfig(activations=80), (r"input 'x': a tensor of 84 words \(5 x 7 x 6\) does not fit in two banks of "
                                    r"memory\.activations = 80 words beside 0 words in use: memory\.activations = 84 "
-                                   r"would do"),
+                                   r"would do")),
 ], ids=["weights", "parameters", "layers", "accumulators", "activations"])
 def test_refuses_what_does_not_fit(memory: MemoryConfig, message: str) -> None:
     graph = conv_graph(out=14)
@@ -196,3 +196,12 @@ def test_packing_is_chosen_by_tiles_and_dropped_where_it_does_not_fit() -> None:
     small = ArrayConfig("ternary", memory=MemoryConfig(activations=50))
     assert compile_graph(graph, small).input_window == (1, 3)
     assert packing_windows(conv_graph(channels=16), config) == [(1, 1)]
+
+
+def test_unused_lanes_count_as_the_constants_that_they_are() -> None:
+    # 9 products of up to 128 * 128 need 19 bits with their sign; 16 rows full of them would need more.
+    graph = conv_graph(fmt="pot4", channels=1, out=1, kernel=(3, 3), level=128)
+    program = compile_graph(graph, ArrayConfig("pot4", acc_bits=19))
+    assert program.input_window == (3, 3)
+    codes = input_codes(graph, np.random.default_rng(0), 3)
+    assert golden.accumulators(graph, graph.nodes[0], codes).min() == -9 * 128 * 128
