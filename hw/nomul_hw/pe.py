@@ -101,13 +101,10 @@ class WeightDecoder(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         if self.product.kind == "multiplier":
-            bits = self.product.format.bits
             extended = Cat(Const(0, 1), self.code, self.code[-1])  # the bit right of the weight, and its sign
             at = 0
             for term in self.product.terms:
-                window = extended[term.offset:term.offset + 3] if term.offset + 3 <= bits + 2 else \
-                    Cat(extended[term.offset:], extended[-1])
-                with m.Switch(window):
+                with m.Switch(extended[term.offset:term.offset + 3]):
                     for index in range(8):
                         with m.Case(index):
                             word = term.pack(self.product.booth_digit(index))

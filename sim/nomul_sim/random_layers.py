@@ -27,6 +27,7 @@ from nomul_hw.config import ArrayConfig, MemoryConfig
 from nomul_hw.timing import run_cycles
 
 from . import golden
+from .build import BuildError
 from .verilated import VerilatedDevice
 
 __all__ = ["CONFIGS", "Case", "Mismatch", "Report", "check_case", "check_layers", "random_case"]
@@ -509,7 +510,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for number, config in enumerate(configs):
         count = (chosen.count * (number + 1)) // len(configs) - (chosen.count * number) // len(configs)
         before = replace(report)
-        check_layers(config, count, chosen.seed, first=chosen.first, report=report)
+        try:
+            check_layers(config, count, chosen.seed, first=chosen.first, report=report)
+        except BuildError as error:
+            print(error, file=sys.stderr)
+            return 2
         if not chosen.json:
             print(f"{config.name:20} {report.cases - before.cases:6} cases {report.layers - before.layers:6} layers "
                   f"{report.codes - before.codes:9} codes {report.cycles - before.cycles:10} cycles "

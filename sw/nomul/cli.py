@@ -125,9 +125,7 @@ def demo(
     array: Annotated[str, typer.Option(help="ROWSxCOLS or ROWSxLANESxCOLS.", metavar="SHAPE")] = "16x16",
     config: Annotated[Path | None, typer.Option(metavar="CONFIG.toml", show_default=False,
                                                 help="Take the array from a file instead.")] = None,
-    images: Annotated[int | None, typer.Option(min=1, show_default=False,
-                                               help="Images to run on RTL. [dim]\\[default: all of the test split]"
-                                                    "[/dim]")] = None,
+    images: Annotated[int, typer.Option(min=1, help="Images of the test split to run on RTL, at most 449.")] = 128,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the training.")] = 0,
     as_json: Json = False,
 ) -> None:
@@ -158,7 +156,7 @@ def demo(
         names = list(dict.fromkeys(name.strip() for name in formats.split(",")))
     with steps() as tell:
         result = run_demo(base, names, output=output, images=images, seed=seed, progress=tell)
-    _print(result.to_dict(), as_json, lambda: demo_table(result.rows))
+    _print(result.to_dict(), as_json, lambda: demo_table(result))
     remark(f"picture: {result.plot}")
     if not result.ok:
         raise typer.Exit(1)

@@ -5,6 +5,7 @@ and the simulators, each under the hash of what it was made from.
 """
 
 import multiprocessing
+import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -31,7 +32,8 @@ from .verify import Verification, verify
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["CALIBRATION_IMAGES", "DEFAULT_FORMATS", "MULTIPLIER", "DemoResult", "Row", "parse_shape", "run_demo"]
+__all__ = ["CALIBRATION_IMAGES", "DEFAULT_FORMATS", "MULTIPLIER", "RTL_IMAGES", "DemoResult", "Row", "parse_shape",
+           "run_demo"]
 
 #: What the demo compares; the last one is the baseline with multipliers.
 DEFAULT_FORMATS = ("ternary", "pot3", "exp4", "int4", "int8_multiplier")
@@ -41,6 +43,9 @@ MULTIPLIER = "_multiplier"
 
 #: Images of the training split that the quantizer sees.
 CALIBRATION_IMAGES = 256
+
+#: Images that run on RTL unless told otherwise: seconds per format.
+RTL_IMAGES = 128
 
 #: Simulators that are built at a time; a build takes about one core and 600 MB.
 _BUILDERS = 2
@@ -211,7 +216,7 @@ def run_demo(
     formats: Sequence[str] = DEFAULT_FORMATS,
     *,
     output: Path,
-    images: int | None = None,
+    images: int = RTL_IMAGES,
     seed: int = 0,
     progress: Callable[[str], None] | None = None,
 ) -> DemoResult:
@@ -225,8 +230,8 @@ def run_demo(
         Names of weight formats; with the ending ``_multiplier`` on an array of multipliers.
     output : Path
         Folder for the Verilog, the picture and ``results.json``.
-    images : int, optional
-        Images of the test split that run on RTL; all of them unless given.
+    images : int
+        Images of the test split that run on RTL; the golden model runs all of them.
     seed : int
         Of the training.
     progress : callable, optional
@@ -237,12 +242,14 @@ def run_demo(
     ConfigError
         If a format does not exist or does not fit the array.
     InputError
-        If there are not so many images.
+        If there are not so many images, or the folder cannot be written.
     """
     tell = progress or (lambda _: None)
+    existing = next(path for path in (output, *output.absolute().parents) if path.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise InputError(f"{existing}: is not a folder that can be written")
     configs = _configs(base, formats)
     data = digits.load()
-    images = len(data.test_x) if images is None else images
     if not 1 <= images <= len(data.test_x):
         raise InputError(f"the test split has {len(data.test_x)} images, {images} of them cannot be run")
 
@@ -271,9 +278,9 @@ def run_demo(
                 _write_verilog(program.config, output))
             for name, program, accuracy, checked in pending
         )
-    finally:
-        runners.shutdown(cancel_futures=True)
-        builders.shutdown(cancel_futures=True)
+    finally:  # after a failure the message comes first, then the end of what is being built
+        runners.shutdown(wait=False, cancel_futures=True)
+        builders.shutdown(wait=False, cancel_futures=True)
     plot = output / "demo.png"
     lanes = f" of {base.lanes} lanes" if base.lanes > 1 else ""
     plot_demo(rows, plot, title=f"Handwritten digits on {base.rows} x {base.cols} processing elements{lanes}")

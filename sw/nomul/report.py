@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from nomul_hw.verilog import Generated
 
     from .compiler import Program
-    from .demo import Row
+    from .demo import DemoResult, Row
     from .driver import RunResult
     from .estimate import Estimate
     from .graph import Graph
@@ -99,13 +100,25 @@ def steps(first: str | None = None) -> Iterator[Callable[[str], None]]:
         yield tell
 
 
-def _table(*columns: str, title: str | None = None) -> Table:
+def _table(*columns: str) -> Table:
     """A table whose columns are aligned to the right, but those that start with ``<``."""
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, header_style="bold", pad_edge=False)
+    table = Table(box=SIMPLE_HEAD, header_style="bold", pad_edge=False, padding=(0, 1, 0, 0))
     for column in columns:
-        left = column.startswith("<")
-        table.add_column(column.removeprefix("<"), justify="left" if left else "right", overflow="fold")
+        table.add_column(column.removeprefix("<"), justify="left" if column.startswith("<") else "right",
+                         overflow="fold")
     return table
+
+
+class _Fitting:
+    """Shows the first of several forms that fits the width, or else the last."""
+
+    def __init__(self, *forms: RenderableType):
+        self.forms = forms
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        fitting = (form for form in self.forms
+                   if Measurement.get(console, options.update(max_width=10_000), form).maximum <= options.max_width)
+        yield next(fitting, self.forms[-1])
 
 
 def _ratio(value: float) -> str:
@@ -226,18 +239,25 @@ def verification_table(verification: "Verification") -> RenderableType:
     return Group(*lines)
 
 
-def demo_table(rows: Sequence["Row"]) -> RenderableType:
-    """The demo's table: one row per format."""
-    table = _table("<weights", "bits", "float", "quantized", "images", "wrong bits", "RTL cycles", "estimated",
-                   "utilisation", "<Verilog")
+def demo_table(result: "DemoResult") -> RenderableType:
+    """The demo's table: one row per format; on a narrow terminal the Verilog files stand below it."""
+    rows = result.rows
+    headings = ("<\nweights", "\nbits", "accuracy\nfloat", "accuracy\ninteger", "wrong\nbits", "cycles\nRTL",
+                "cycles\nestimate", "\nused")
+    wide, narrow = _table(*headings, "<\nVerilog"), _table(*headings)
     for row in rows:
-        table.add_row(row.label, f"{row.bits_per_weight:g}", _ratio(row.float_accuracy), _ratio(row.quantized_accuracy),
-                      str(row.images), f"{row.mismatches:,}", f"{row.rtl_cycles:,}", f"{row.estimated_cycles:,}",
-                      _ratio(row.utilisation), str(row.verilog), style="" if row.ok else "bold red")
+        cells = (row.label, str(row.bits_per_weight), _ratio(row.float_accuracy), _ratio(row.quantized_accuracy),
+                 f"{row.mismatches:,}", f"{row.rtl_cycles:,}", f"{row.estimated_cycles:,}", _ratio(row.utilisation))
+        style = "" if row.ok else "bold red"
+        wide.add_row(*cells, str(row.verilog), style=style)
+        narrow.add_row(*cells, style=style)
     wrong = [row.label for row in rows if not row.ok]
     verdict = _verdict(not wrong, f"RTL differs from the golden model or the estimate: {', '.join(wrong)}" if wrong
                        else "RTL, golden model and estimate agree in every bit and every cycle")
-    return Group(table, "", verdict)
+    note = (f"accuracy on {result.test_images} test images; RTL against the golden model on {rows[0].images} of them;\n"
+            f"cycles of one image; used: share of the array's products")
+    return Group(_Fitting(wide, Group(narrow, *(str(row.verilog) for row in rows), "")), Text(note, style="dim"), "",
+                 verdict)
 
 
 # Colours that stay apart in print and for colour-blind readers.

@@ -12,6 +12,7 @@ from nomul.graph import Conv, Pool
 from nomul_hw.arithmetic import MAX_SKIP_DROP, act_range
 from nomul_hw.config import ArrayConfig, MemoryConfig
 from nomul_sim import golden, random_layers
+from nomul_sim.build import BuildError
 from nomul_sim.random_layers import CONFIGS, Case, Report, check_case, check_layers, main, random_case
 from nomul_sim.verilated import VerilatedDevice
 
@@ -186,3 +187,10 @@ def test_command_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Mo
     assert main([*arguments, "--json"]) == 1
     report = Report(**json.loads(capsys.readouterr().out))
     assert report.cases == len(report.mismatches) == 6
+
+    def no_compiler(*_: object, **__: object) -> None:
+        raise BuildError("no compiler")
+
+    monkeypatch.setattr(random_layers, "check_layers", no_compiler)
+    assert main(arguments) == 2
+    assert capsys.readouterr().err == "no compiler\n"

@@ -128,7 +128,7 @@ def test_broken_rules_are_found(broken: str, message: str) -> None:
 
 
 def test_second_build_comes_from_the_cache(library: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(build, "_run", no_tools)
+    monkeypatch.setattr(build, "run_tool", no_tools)
     assert build_simulator(queue(), "queue") == library
     with pytest.raises(AssertionError, match="a tool was run"):
         build_simulator(queue() + "// another text\n", "queue")

@@ -294,6 +294,7 @@ MISTAKES = {
     "run: nowhere to write": (lambda: ["run", "program", "x.npy", "-o", "array.toml/y.npy"], "array.toml"),
     "verify: damaged": (lambda: ["verify", damaged("broken")], "broken/program.safetensors: ", "is corrupt"),
     "demo: unknown format": (lambda: ["demo", "--formats", "int5"], "Unknown weight format 'int5'"),
+    "demo: nowhere to write": (lambda: ["demo", "-o", "x.npy/out"], "x.npy: is not a folder that can be written"),
     "demo: not a shape": (lambda: ["demo", "--array", "16by16"], "ROWSxCOLS"),
     "demo: too many images": (lambda: ["demo", "--images", "100000"], "449 images, 100000 of them cannot be run"),
 }

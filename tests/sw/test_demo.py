@@ -31,9 +31,9 @@ def row(name: str, verification: Verification = GOOD, accuracy: float = 0.98) ->
     return Row(name, config, 0.99, accuracy, verification, 0.5, Path(f"{config.name}.v"))
 
 
-def rendered(rows: list[Row]) -> str:
+def rendered(rows: list[Row], width: int = 200) -> str:
     text = io.StringIO()
-    Console(file=text, width=200).print(demo_table(rows))
+    Console(file=text, width=width).print(demo_table(DemoResult(tuple(rows), 449, 0, Path("demo.png"))))
     return text.getvalue()
 
 
@@ -88,6 +88,12 @@ def test_a_difference_is_shown_and_fails(monkeypatch, tmp_path, change, shown):
 def test_table():
     text = rendered([row("ternary"), row("int8_multiplier", accuracy=0.991)])
     assert "int8 multiplier" in text and "99.1 %" in text and "agree in every bit and every cycle" in text
+
+
+def test_table_on_a_narrow_terminal():
+    lines = rendered([row("int8_multiplier")], width=80).splitlines()
+    assert max(map(len, lines)) <= 80
+    assert any(all(part in line for part in ("int8 multiplier", "99.0 %", "98.0 %", "100", "50.0 %")) for line in lines)
 
 
 @pytest.mark.parametrize("names", [["ternary"], ["ternary", "pot3", "exp4", "int4", "int8_multiplier"]])

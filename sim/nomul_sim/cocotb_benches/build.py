@@ -10,7 +10,7 @@ from pathlib import Path
 
 import cocotb_tools.config
 
-from ..build import _identity, _includes, _machine, _run, _verilator, find_compiler
+from ..build import compiler_identity, find_compiler, find_verilator, include_flags, machine_name, run_tool
 from ..cache import cached, content_hash
 
 __all__ = ["build_executable"]
@@ -37,16 +37,16 @@ def build_executable(verilog: str, top: str) -> Path:
     BuildError
         If a tool is missing or refuses the design.
     """
-    root, version = _verilator()
+    root, version = find_verilator()
     compiler = find_compiler()
     libraries = Path(cocotb_tools.config.libs_dir)
     main = Path(cocotb_tools.config.share_dir) / "lib" / "verilator" / "verilator.cpp"
-    compile_unit = [*compiler, *_COMPILER_FLAGS, *_includes(root)]
+    compile_unit = [*compiler, *_COMPILER_FLAGS, *include_flags(root)]
 
     def make_runtime(path: Path) -> None:
         unit = path.with_name("runtime.cpp")
         unit.write_text("".join(f'#include "{name}"\n' for name in _RUNTIME_SOURCES))
-        _run([*compile_unit, "-c", unit, "-o", path], "Compiling Verilator's run-time library")
+        run_tool([*compile_unit, "-c", unit, "-o", path], "Compiling Verilator's run-time library")
 
     def make(path: Path) -> None:
         source, visible, model = path.with_name("design.v"), path.with_name("visible.vlt"), path.with_name("model")
@@ -54,17 +54,17 @@ def build_executable(verilog: str, top: str) -> Path:
         visible.write_text(f'`verilator_config\npublic_flat_rw -module "{top}" -port "*"\n', encoding="utf-8")
         with ThreadPoolExecutor(1) as pool:
             runtime = pool.submit(cached, "runtime", f"{runtime_key}.o", make_runtime)
-            _run([root / "bin" / "verilator_bin", *_VERILATOR_FLAGS, "--top-module", top, "--Mdir", model, visible,
-                  source], "Verilator", VERILATOR_ROOT=str(root))
+            run_tool([root / "bin" / "verilator_bin", *_VERILATOR_FLAGS, "--top-module", top, "--Mdir", model, visible,
+                      source], "Verilator", VERILATOR_ROOT=str(root))
             unit = path.with_name("unit.cpp")
             units = [main, *sorted(model.glob("*.cpp"))]
             unit.write_text("".join(f'#include "{name.as_posix()}"\n' for name in units))
-            _run([*compile_unit, f"-I{model}", "-c", unit, "-o", path.with_name("unit.o")],
-                 "Compiling the Verilated model")
-            _run([*compiler, path.with_name("unit.o"), runtime.result(), f"-L{libraries}", "-lcocotbvpi_verilator",
-                  f"-Wl,-rpath,{libraries}", "-pthread", "-o", path], "Linking the simulator")
+            run_tool([*compile_unit, f"-I{model}", "-c", unit, "-o", path.with_name("unit.o")],
+                     "Compiling the Verilated model")
+            run_tool([*compiler, path.with_name("unit.o"), runtime.result(), f"-L{libraries}", "-lcocotbvpi_verilator",
+                      f"-Wl,-rpath,{libraries}", "-pthread", "-o", path], "Linking the simulator")
 
-    machine = (version, _identity(compiler), _machine(), *_COMPILER_FLAGS)
+    machine = (version, compiler_identity(compiler), machine_name(), *_COMPILER_FLAGS)
     runtime_key = content_hash(*machine, *_RUNTIME_SOURCES)
     key = content_hash(verilog, top, importlib.metadata.version("cocotb"), str(libraries), *machine, *_VERILATOR_FLAGS)
     return cached("cocotb", key, make)

@@ -32,6 +32,9 @@ __all__ = ["CompileError", "compile_graph"]
 
 Int64Array = npt.NDArray[np.int64]
 
+#: Coordinates are compared modulo this: a map and its padding must not meet from both sides.
+MAX_COORDINATE = 1 << 12
+
 
 class _Loop(NamedTuple):
     """One loop of the address generator: iterations, and what an iteration moves."""
@@ -156,19 +159,21 @@ def _weight_tiles(node: Conv, source: Tensor, config: ArrayConfig) -> tuple[npt.
     weights[:out_channels, :in_channels] = node.weights
 
     # Unused lanes read the input's zero point: a constant that the bias takes back.
-    unused = weights[:out_channels, in_channels:].astype(np.int64).sum(axis=(1, 2, 3)) * source.zero_point
-    used = weights[:out_channels]
-    correction = config.product.corrections(used).sum(axis=(1, 2, 3)) - unused
+    used, unused = weights[:out_channels, :in_channels], weights[:out_channels, in_channels:]
+    axes = (1, 2, 3)
+    correction = config.product.corrections(used).sum(axis=axes)
+    constant = (unused.astype(np.int64) * source.zero_point - config.product.corrections(unused)).sum(axis=axes)
+    correction -= constant
 
-    low, high = (bound.sum(axis=(1, 2, 3)) for bound in config.product.raw_bounds(used, config.act_bits))
+    # The raw sums at any time, and after the bias: every prefix of a sum lies between its extremes.
+    low, high = (bound.sum(axis=axes) for bound in config.product.raw_bounds(used, config.act_bits))
     bias = node.bias + correction
-    needed = _signed_bits(low.min(), high.max(), bias.min(), bias.max(), (low + bias).min(), (high + bias).max())
+    least = min((low + np.minimum(constant, 0)).min(), (low + constant + bias).min())
+    most = max((high + np.maximum(constant, 0)).max(), (high + constant + bias).max())
+    needed = _signed_bits(least, most, bias.min(), bias.max())
     if needed > config.acc_bits:
-        raise CompileError(
-            f"layer {node.name!r}: an accumulator could reach {min(low.min(), (low + bias).min())}"
-            f"..{max(high.max(), (high + bias).max())}, more than acc_bits = {config.acc_bits} hold: "
-            f"acc_bits = {needed} would do"
-        )
+        raise CompileError(f"layer {node.name!r}: an accumulator could reach {least}..{most}, more than acc_bits = "
+                           f"{config.acc_bits} hold: acc_bits = {needed} would do")
 
     codes = config.format.encode(weights).reshape(blocks, config.cols, words, config.rows, config.lanes, height, width)
     codes = codes.transpose(0, 5, 6, 2, 3, 1, 4)  # (block, ky, kx, channel word, row, col, lane)
@@ -237,6 +242,11 @@ def _descriptors(
                 raise CompileError(f"layer {node.name!r}: a row of {target.width} output pixels needs "
                                    f"memory.accumulators of at least {target.width}, not {config.memory.accumulators}")
 
+    for axis, size, padding in (("height", source.height, node.padding[::2]),
+                                ("width", source.width, node.padding[1::2])):
+        if size + sum(padding) > MAX_COORDINATE:
+            raise CompileError(f"layer {node.name!r}: an input {axis} of {size} with its padding is more than the "
+                               f"{MAX_COORDINATE} that a descriptor reaches")
     for top in range(0, target.height, strip):
         rows = min(strip, target.height - top)
         y_start, x_start = top * node.stride[0] - node.padding[0], -node.padding[1]

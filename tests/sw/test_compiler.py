@@ -1,0 +1,207 @@
+"""The compiler: what it lays out, what it proves, and what it refuses."""
+
+import re
+from dataclasses import replace
+from itertools import product
+
+import numpy as np
+import pytest
+
+from nomul.compiler import CompileError, compile_graph
+from nomul.compiler.input_packing import pack_input, packed_graph, packing_windows
+from nomul.compiler.packing import pack_words, unpack_words
+from nomul.graph import Conv, Graph, Pool, Tensor
+from nomul_hw.config import ArrayConfig, MemoryConfig
+from nomul_hw.descriptor import DESCRIPTOR, DESCRIPTOR_WORDS, HOST_BITS, LayerOp, unpack
+from nomul_hw.formats import get_format
+from nomul_sim import golden
+from tests.graphs import input_codes, random_graph
+
+
+def conv_graph(*, fmt: str = "ternary", channels: int = 5, out: int = 6, size: tuple[int, int] = (7, 6),
+               kernel: tuple[int, int] = (3, 3), padding: tuple[int, int, int, int] = (1, 1, 1, 1),
+               stride: tuple[int, int] = (1, 1), seed: int = 0, level: int | None = None, bias: int = 0) -> Graph:
+    """One convolution; all weights are ``level`` if it is given."""
+    rng = np.random.default_rng(seed)
+    weights = rng.choice(get_format(fmt).levels, (out, channels, *kernel)).astype(np.int32)
+    if level is not None:
+        weights[:] = level
+    node = Conv("conv", "x", "y", kernel, stride, padding, (1, 1), np.full(out, bias, dtype=np.int64),
+                np.ones(out, dtype=np.int64), np.full(out, 4, dtype=np.int64), -128, 127, weights=weights)
+    source = Tensor("x", channels, *size, 0, -128)
+    target = Tensor("y", out, *node.output_size(*size), 0, 0)
+    return Graph(get_format(fmt), 8, 2, (source, target), (node,), "x", "y", target.shape)
+
+
+def refuses(graph: Graph, config: ArrayConfig, message: str) -> None:
+    with pytest.raises(CompileError, match=f"^{message}$"):
+        compile_graph(graph, config)
+
+
+# Refusals ----------------------------------------------------------------------------------------------------------
+
+
+def test_refuses_another_array() -> None:
+    refuses(conv_graph(), ArrayConfig("pot3"), re.escape(
+        "the network has ternary weights, the array pot3: quantize for format 'pot3' or choose another array"))
+    refuses(conv_graph(), ArrayConfig("ternary", act_bits=4),
+            "the network has 8-bit activations, the array 4-bit ones")
+
+
+def test_refuses_gains_beyond_the_array() -> None:
+    graph = conv_graph()
+    node = replace(graph.nodes[0], multiplier=np.full(6, 5, dtype=np.int64))
+    refuses(replace(graph, nodes=(node,)), ArrayConfig("ternary", gain_terms=1), re.escape(
+        "layer 'conv': its gains have more than the array's gain_terms = 1 signed digits: quantize with gain_terms=1"))
+    node = replace(graph.nodes[0], shift=np.full(6, 17, dtype=np.int64))
+    refuses(replace(graph, nodes=(node,)), ArrayConfig("ternary", acc_bits=16), re.escape(
+        "layer 'conv': a gain shifts by 17, the array by at most 16 (its acc_bits)"))
+
+
+@pytest.mark.parametrize(("memory", "message"), [
+    (MemoryConfig(weights=100), (r"the network needs \d+ words of memory\.weights, the array has 100: set "
+                                r"memory\.weights to at least \d+")),
+    (MemoryConfig(parameters=2), (r"the network needs 4 words of memory\.parameters, the array has 2: set "
+                                 r"memory\.parameters to at least 4")),
+    (MemoryConfig(layers=2, accumulators=8), r"the network needs \d+ words of memory\.layers, the array has 2: .*"),
+    (MemoryConfig(accumulators=2), (r"layer 'conv': a row of 6 output pixels needs memory\.accumulators of at least 6, "
+                                   r"not 2")),
+    (MemoryConfig(activations=80), (r"input 'x': a tensor of 84 words \(5 x 7 x 6\) does not fit in two banks of "
+                                   r"memory\.activations = 80 words beside 0 words in use: memory\.activations = 84 "
+                                   r"would do")),
+], ids=["weights", "parameters", "layers", "accumulators", "activations"])
+def test_refuses_what_does_not_fit(memory: MemoryConfig, message: str) -> None:
+    graph = conv_graph(out=14)
+    refuses(graph, ArrayConfig("ternary", rows=4, cols=4, memory=memory), message)
+
+
+def test_refuses_sums_that_could_overflow() -> None:
+    graph = conv_graph(fmt="pot4", channels=9, level=128)  # 81 products of up to 128 * 128, in a 20-bit accumulator
+    config = ArrayConfig("pot4", rows=4, cols=4, acc_bits=20)
+    with pytest.raises(CompileError) as caught:
+        compile_graph(graph, config)
+    found = re.fullmatch(r"layer 'conv': an accumulator could reach (-?\d+)\.\.(\d+), more than acc_bits = 20 hold: "
+                         r"acc_bits = (\d+) would do", str(caught.value))
+    assert found is not None
+    assert int(found[1]) <= -128 * 81 * 128 and int(found[2]) >= 127 * 81 * 128
+    enough = int(found[3])
+    compile_graph(graph, ArrayConfig("pot4", rows=4, cols=4, acc_bits=enough))
+    with pytest.raises(CompileError, match="would do"):
+        compile_graph(graph, ArrayConfig("pot4", rows=4, cols=4, acc_bits=enough - 1))
+
+
+def test_overflow_proof_counts_the_bias() -> None:
+    limit = 1 << 23
+    config = ArrayConfig("ternary", rows=4, cols=4)
+    compile_graph(conv_graph(level=1, bias=limit - 1 - 127 * 45), config)
+    with pytest.raises(CompileError, match="acc_bits = 25 would do"):
+        compile_graph(conv_graph(level=1, bias=limit - 127 * 45), config)
+
+
+def test_refuses_maps_beyond_a_descriptor() -> None:
+    memory = MemoryConfig(activations=1 << 16, accumulators=1 << 13)
+    wide = conv_graph(channels=1, out=1, size=(1, 4095), kernel=(1, 3), padding=(0, 2, 0, 0))
+    refuses(wide, ArrayConfig("ternary", rows=1, cols=1, memory=memory),
+            "layer 'conv': an input width of 4095 with its padding is more than the 4096 that a descriptor reaches")
+    pool = Pool("pool", "x", "y", (20, 20), (1, 1), (0, 0, 0, 0), (1, 1), np.zeros(1, dtype=np.int64),
+                np.ones(1, dtype=np.int64), np.full(1, 8, dtype=np.int64), -128, 127, kind="sum")
+    graph = Graph(get_format("ternary"), 8, 2, (Tensor("x", 1, 20, 20, 0, 0), Tensor("y", 1, 1, 1, 0, 0)), (pool,),
+                  "x", "y", (1,))
+    refuses(graph, ArrayConfig("ternary"),
+            "layer 'pool': a window of 400 pixels is too large to sum, the array sums 256")
+
+
+# Layout ------------------------------------------------------------------------------------------------------------
+
+
+def test_descriptors_are_what_the_layers_say() -> None:
+    program = compile_graph(random_graph(np.random.default_rng(3), fmt="exp4", act_bits=8, gain_terms=2),
+                            ArrayConfig("exp4", rows=4, cols=4))
+    words = program.descriptors.reshape(-1, DESCRIPTOR_WORDS)
+    for layer, row in zip(program.layers, words, strict=True):
+        packed = sum(int(word) << (HOST_BITS * index) for index, word in enumerate(row))
+        found = unpack(DESCRIPTOR, packed)
+        assert {name: found[name] for name in layer.values} == layer.values
+
+
+@pytest.mark.parametrize("in_channels", [7, 8, 17])
+def test_weights_lie_in_the_order_of_use(in_channels: int) -> None:
+    config = ArrayConfig("int4", rows=2, cols=3, lanes=2)
+    graph = conv_graph(fmt="int4", channels=in_channels, out=4, kernel=(2, 3), padding=(0, 0, 0, 0), size=(7, 6))
+    program = compile_graph(graph, config)
+    node = packed_graph(graph, program.input_window).nodes[0]
+    assert isinstance(node, Conv)
+    _, channels, height, width = node.weights.shape
+    weights = config.format.decode(unpack_words(
+        program.weights[:, None], config.format.bits, config.cols * config.lanes) & 15)
+    at = 0
+    for block in range(2):
+        for ky, kx, word, row in product(range(height), range(width), range(-(-channels // 4)), range(config.rows)):
+            for col, lane in product(range(config.cols), range(config.lanes)):
+                out, channel = block * 3 + col, word * 4 + row * 2 + lane
+                expected = node.weights[out, channel, ky, kx] if out < 4 and channel < channels else 0
+                assert weights[at, col * config.lanes + lane] == expected
+            at += 1
+    assert at == len(weights)
+
+
+def test_layers_that_exceed_the_accumulators_run_as_strips() -> None:
+    program = compile_graph(conv_graph(), ArrayConfig("ternary", rows=4, cols=4, memory=MemoryConfig(accumulators=13)))
+    rows = [layer.values["count_1"] + 1 for layer in program.layers]
+    assert rows == [2, 2, 2, 1] and {layer.node for layer in program.layers} == {"conv"}
+    assert len({layer.values["weight_base"] for layer in program.layers}) == 1
+    assert sum(layer.macs for layer in program.layers) == 7 * 6 * 6 * 5 * 9
+    whole = compile_graph(conv_graph(), ArrayConfig("ternary", rows=4, cols=4))
+    assert [layer.values["op"] for layer in whole.layers] == [LayerOp.CONV]
+
+
+@pytest.mark.parametrize("width", range(1, 9))
+def test_words_pack_and_unpack(width: int) -> None:
+    rng = np.random.default_rng(width)
+    for count in (1, 3, 4, 5, 16, 37):
+        values = rng.integers(-(1 << width - 1), 1 << width - 1, (6, count))
+        words = pack_words(values, width)
+        assert words.dtype == np.uint32 and words.shape == (6, -(-count * width // 32))
+        assert np.array_equal(unpack_words(words, width, count), values)
+        as_integer = sum(int(word) << (32 * index) for index, word in enumerate(words[0]))
+        assert as_integer == sum((int(v) & ((1 << width) - 1)) << (width * i) for i, v in enumerate(values[0]))
+
+
+# Input packing -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_a_packed_graph_computes_the_same(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    kernel = (int(rng.integers(1, 5)), int(rng.integers(1, 5)))
+    padding = tuple(int(rng.integers(0, size)) for size in (*kernel, *kernel))
+    stride = (int(rng.integers(1, 4)), int(rng.integers(1, 4)))
+    graph = conv_graph(channels=int(rng.integers(1, 4)), size=(9, 8), kernel=kernel, stride=stride, seed=seed,
+                       padding=(padding[0], padding[1], padding[2], padding[3]))
+    graph = replace(graph, nodes=(replace(graph.nodes[0], bias=graph.nodes[0].bias + seed),))
+    codes = input_codes(graph, rng, 3)
+    expected = golden.run(graph, codes)["y"]
+    for window in {(1, 1), (1, kernel[1]), kernel}:
+        packed = packed_graph(graph, window)
+        assert np.array_equal(golden.run(packed, pack_input(graph, window, codes))["y"], expected)
+        assert packed.macs(packed.nodes[0]) == graph.macs(graph.nodes[0])
+
+
+def test_packing_is_chosen_by_tiles_and_dropped_where_it_does_not_fit() -> None:
+    graph = conv_graph(channels=3)
+    config = ArrayConfig("ternary")
+    assert packing_windows(graph, config) == [(3, 3), (1, 3), (1, 1)]
+    assert compile_graph(graph, config).input_window == (3, 3)
+    # 27 channels of a pixel take two words; 9 take one.
+    small = ArrayConfig("ternary", memory=MemoryConfig(activations=50))
+    assert compile_graph(graph, small).input_window == (1, 3)
+    assert packing_windows(conv_graph(channels=16), config) == [(1, 1)]
+
+
+def test_unused_lanes_count_as_the_constants_that_they_are() -> None:
+    # 9 products of up to 128 * 128 need 19 bits with their sign; 16 rows full of them would need more.
+    graph = conv_graph(fmt="pot4", channels=1, out=1, kernel=(3, 3), level=128)
+    program = compile_graph(graph, ArrayConfig("pot4", acc_bits=19))
+    assert program.input_window == (3, 3)
+    codes = input_codes(graph, np.random.default_rng(0), 3)
+    assert golden.accumulators(graph, graph.nodes[0], codes).min() == -9 * 128 * 128

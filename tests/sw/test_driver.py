@@ -1,0 +1,61 @@
+"""The driver: what it refuses before a word is sent. What it sends is tested on the RTL, in tests/sim."""
+
+import re
+
+import numpy as np
+import pytest
+
+from nomul.compiler import compile_graph
+from nomul.driver import Device, DeviceError, StreamDevice
+from nomul_hw.config import ArrayConfig
+from nomul_hw.descriptor import Opcode, Target
+from tests.graphs import input_codes, random_graph
+
+
+class Scripted:
+    """A transport that answers the identity and nothing else."""
+
+    def __init__(self, config: ArrayConfig, identity: int):
+        self.config = config
+        self.identity = identity
+        self.sent: list[np.ndarray] = []
+
+    def transfer(self, words: np.ndarray, replies: int) -> np.ndarray:
+        self.sent.append(words)
+        assert words.tolist() == [Opcode.READ | Target.IDENTITY << 8, 0, 1] and replies == 1
+        return np.array([self.identity], dtype=np.uint32)
+
+
+CONFIG = ArrayConfig("ternary", rows=4, cols=4)
+
+
+def test_refuses_a_device_of_another_configuration() -> None:
+    message = (f"the device answers as 0000beef, expected {CONFIG.identity:08x} (ternary_4x4): it was generated from "
+               "another configuration")
+    with pytest.raises(DeviceError, match=f"^{re.escape(message)}$"):
+        StreamDevice(Scripted(CONFIG, 0xBEEF))
+
+
+def test_refuses_a_program_for_another_array() -> None:
+    other = ArrayConfig("ternary", rows=4, cols=8)
+    graph = random_graph(np.random.default_rng(1), fmt="ternary", act_bits=8, gain_terms=2)
+    transport = Scripted(CONFIG, CONFIG.identity)
+    device = StreamDevice(transport)
+    assert isinstance(device, Device)
+    message = (f"the program was compiled for ternary_4x8 ({other.identity:08x}), the device is ternary_4x4 "
+               f"({CONFIG.identity:08x}): compile it again")
+    with pytest.raises(DeviceError, match=f"^{re.escape(message)}$"):
+        device.run(compile_graph(graph, other), input_codes(graph, np.random.default_rng(2), 1))
+    assert len(transport.sent) == 1
+
+
+def test_refuses_inputs_of_another_shape_or_type() -> None:
+    graph = random_graph(np.random.default_rng(1), fmt="ternary", act_bits=8, gain_terms=2)
+    program = compile_graph(graph, CONFIG)
+    device = StreamDevice(Scripted(CONFIG, CONFIG.identity))
+    codes = input_codes(graph, np.random.default_rng(2), 1)
+    shape = ", ".join(map(str, graph.tensor(graph.input).shape))
+    for wrong in (codes.astype(np.int16), codes[0], codes[:0], codes[..., :-1]):
+        message = f"input must be int8 codes of shape (batch, {shape}), not {wrong.dtype} of shape {wrong.shape}"
+        with pytest.raises(DeviceError, match=f"^{re.escape(message)}$"):
+            device.run(program, wrong)
