@@ -8,6 +8,7 @@ import pytest
 from amaranth.hdl import Value
 
 from nomul.compiler import CompileError, compile_graph
+from nomul.compiler.banks import with_copies
 from nomul.compiler.input_packing import packed_graph
 from nomul.graph import Conv, Node, Tensor
 from nomul_hw.arithmetic import act_range
@@ -89,19 +90,22 @@ def compiled_layers(config: ArrayConfig, rng: np.random.Generator, count: int) -
             program = compile_graph(graph, config)
         except CompileError:
             continue  # too large for these memories
-        graph = packed_graph(graph, program.input_window)
-        (node,) = graph.nodes
-        source, target = graph.tensor(node.input), graph.tensor(node.output)
-        top = 0
+        graph, _ = with_copies(packed_graph(graph, program.input_window))
+        remaining = list(program.layers)
         strips = []
-        for layer in program.layers:
-            is_conv = layer.values["op"] == LayerOp.CONV
-            height = layer.values["count_1" if is_conv else "count_3"] + 1
-            words = list(plain_loops(node, source, target, program.placements[node.input].address,
-                                     range(top, top + height), config))
-            strips.append((descriptor(**layer.values), words))
-            top += height
-        assert top == target.height
+        for node in graph.nodes:
+            source, target = graph.tensor(node.input), graph.tensor(node.output)
+            top = 0
+            while top < target.height:
+                layer = remaining.pop(0)
+                is_conv = layer.values["op"] == LayerOp.CONV
+                height = layer.values["count_1" if is_conv else "count_3"] + 1
+                words = list(plain_loops(node, source, target, program.placements[node.input].address,
+                                         range(top, top + height), config))
+                strips.append((descriptor(**layer.values), words))
+                top += height
+            assert top == target.height
+        assert not remaining
         if sum(len(words) for _, words in strips) < 500:
             layers += strips
     return layers
