@@ -21,10 +21,10 @@ import numpy.typing as npt
 
 from nomul.compiler import CompileError, Program, compile_graph
 from nomul.driver import DeviceError
+from nomul.estimate import estimate_alone
 from nomul.graph import Conv, Graph, Node, Pool, Tensor, window_output
 from nomul_hw.arithmetic import MAX_SKIP_DROP, act_range
 from nomul_hw.config import ArrayConfig, MemoryConfig
-from nomul_hw.timing import run_cycles
 
 from . import golden
 from .build import BuildError
@@ -400,12 +400,6 @@ def _describe(graph: Graph, node: Node) -> str:
             f"{target.zero_point})")
 
 
-def _alone(program: Program, node: str) -> dict[str, int]:
-    """Counters of a node that runs on its own, all of its strips."""
-    strips = list(run_cycles(program.config, [layer.values for layer in program.layers if layer.node == node]))
-    return {name: sum(strip[name] for strip in strips) for name in strips[0]}
-
-
 def check_case(device: VerilatedDevice, program: Program, inputs: Int8Array) -> str | None:
     """Run a program on the RTL and compare it with the golden model and the estimate.
 
@@ -438,7 +432,7 @@ def check_case(device: VerilatedDevice, program: Program, inputs: Int8Array) -> 
         assert name == node.name
         where = _describe(graph, node)
         if problem := (_compare_codes(where, output, expected[node.output][0])
-                       or _compare_counters(where, counters, _alone(program, name))):
+                       or _compare_counters(where, counters, estimate_alone(program, name))):
             return problem
     estimate = program.estimate().accounting
     for sample, total in enumerate(result.counters):

@@ -11,7 +11,7 @@ from nomul_hw.timing import run_cycles
 
 from .compiler.program import Program
 
-__all__ = ["Estimate", "LayerEstimate", "estimate"]
+__all__ = ["Estimate", "LayerEstimate", "estimate", "estimate_alone"]
 
 
 @dataclass(frozen=True)
@@ -103,3 +103,9 @@ def estimate(program: Program) -> Estimate:
         merged[layer.node] = LayerEstimate(
             layer.node, so_far.macs + layer.macs, {name: so_far.counters[name] + counters[name] for name in COUNTERS})
     return Estimate(program.config, tuple(merged.values()))
+
+
+def estimate_alone(program: Program, node: str) -> dict[str, int]:
+    """Count the cycles of one node, by cause, when it is run on its own: it then waits for its first weights."""
+    strips = list(run_cycles(program.config, [layer.values for layer in program.layers if layer.node == node]))
+    return {name: sum(strip[name] for strip in strips) for name in COUNTERS}

@@ -12,10 +12,10 @@ import numpy as np
 import numpy.typing as npt
 
 from nomul_hw.descriptor import COUNTERS
-from nomul_hw.timing import run_cycles
 
 from .compiler import Program
 from .driver import StreamDevice
+from .estimate import estimate_alone
 
 __all__ = ["Difference", "LayerCheck", "Verification", "mismatching_bits", "verify"]
 
@@ -192,9 +192,8 @@ def verify(program: Program, codes: Codes, device: StreamDevice, *, layers: bool
         for name, output, counters in device.run_layers(program, codes[sample]):
             node = next(node for node in graph.nodes if node.name == name)
             reference = expected[node.output][sample]
-            alone = run_cycles(program.config, [layer.values for layer in program.layers if layer.node == name])
             checks.append(LayerCheck(name, mismatching_bits(reference, output), counters["total"],
-                                     sum(cycles["total"] for cycles in alone)))
+                                     estimate_alone(program, name)["total"]))
             first = first or _first_difference(name, sample, reference, output)
     if first is None and len(wrong):
         sample = int(wrong[0])

@@ -161,13 +161,13 @@ def test_check_names_the_first_wrong_layer_and_element(device: VerilatedDevice, 
 
 def test_check_finds_a_single_cycle(device: VerilatedDevice, program, monkeypatch: pytest.MonkeyPatch) -> None:
     correct, inputs = program
-    alone = random_layers._alone
+    alone = random_layers.estimate_alone
 
     def one_more(program: Program, node: str) -> dict[str, int]:
         counters = alone(program, node)
         return counters | {"drain": counters["drain"] + (node == "layer1")}
 
-    monkeypatch.setattr(random_layers, "_alone", one_more)
+    monkeypatch.setattr(random_layers, "estimate_alone", one_more)
     drain = alone(correct, "layer1")["drain"]
     assert (check_case(device, correct, inputs) or "").endswith(
         f": drain is {drain} in RTL and {drain + 1} in the estimate")
