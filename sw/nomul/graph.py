@@ -16,7 +16,7 @@ import numpy.typing as npt
 from nomul_hw.arithmetic import MAX_SKIP_DROP, act_range, gain_multipliers, round_half_up
 from nomul_hw.formats import WeightFormat
 
-__all__ = ["Conv", "Graph", "GraphError", "Node", "Pool", "Tensor", "window_output"]
+__all__ = ["Concat", "Conv", "Graph", "GraphError", "Node", "Operation", "Pool", "Tensor", "window_output"]
 
 Int64Array = npt.NDArray[np.int64]
 
@@ -86,6 +86,11 @@ class Node:
     high: int
     skip: str | None = field(default=None, kw_only=True)
 
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """Names of the tensors that the node reads."""
+        return (self.input,) if self.skip is None else (self.input, self.skip)
+
     def output_size(self, height: int, width: int) -> tuple[int, int]:
         """Output height and width for an input of this size."""
         top, left, bottom, right = self.padding
@@ -99,11 +104,18 @@ class Conv(Node):
 
     Parameters
     ----------
-    weights : int32 array, shape (out_channels, in_channels, kernel height, kernel width)
-        Levels of the graph's weight format.
+    weights : int32 array, shape (out_channels, in_channels / groups, kernel height, kernel width)
+        Levels of the node's weight format.
+    groups : int
+        Input and output channels fall into so many groups that do not mix; as many as there are channels make the
+        convolution depthwise.
+    format : WeightFormat, optional
+        Format of the weights; the graph's where it is None.
     """
 
     weights: npt.NDArray[np.int32] = field(kw_only=True)
+    groups: int = field(default=1, kw_only=True)
+    format: WeightFormat | None = field(default=None, kw_only=True)
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,20 +130,48 @@ class Pool(Node):
 
 
 @dataclass(frozen=True, eq=False)
+class Concat:
+    """Tensors one after the other along the channels. Nothing is computed: all have one scale and zero point.
+
+    Parameters
+    ----------
+    name : str
+        Unique among the nodes.
+    inputs : tuple of str
+        Names of the tensors, two or more.
+    output : str
+        Tensor name.
+    """
+
+    name: str
+    inputs: tuple[str, ...]
+    output: str
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """Names of the tensors that the node reads."""
+        return self.inputs
+
+
+#: What a graph is made of: nodes that compute, and concatenations.
+Operation = Node | Concat
+
+
+@dataclass(frozen=True, eq=False)
 class Graph:
     """A quantized network.
 
     Parameters
     ----------
     format : WeightFormat
-        Levels of all weights.
+        Levels of the weights of every convolution that has no format of its own.
     act_bits : int
         Width of all activations.
     gain_terms : int
         Signed digits of the gains' multipliers.
     tensors : tuple of Tensor
         All activation tensors.
-    nodes : tuple of Node
+    nodes : tuple of Node or Concat
         In execution order.
     input, output : str
         Tensor names.
@@ -148,7 +188,7 @@ class Graph:
     act_bits: int
     gain_terms: int
     tensors: tuple[Tensor, ...]
-    nodes: tuple[Node, ...]
+    nodes: tuple[Operation, ...]
     input: str
     output: str
     output_shape: tuple[int, ...]
@@ -161,12 +201,21 @@ class Graph:
         """Look a tensor up by name."""
         return self._by_name[name]
 
+    def format_of(self, node: Conv) -> WeightFormat:
+        """Format of a convolution's weights."""
+        return self.format if node.format is None else node.format
+
+    @property
+    def computing(self) -> tuple[Node, ...]:
+        """The nodes that compute, in execution order: all but the concatenations."""
+        return tuple(node for node in self.nodes if isinstance(node, Node))
+
     def skip_drop(self, node: Node) -> int:
         """How much finer the scale of a node's skip tensor is than its output's, in powers of two; 0 without one."""
         return self.tensor(node.output).exponent - self.tensor(node.skip).exponent if node.skip is not None else 0
 
-    def macs(self, node: Node) -> int:
-        """Multiply-accumulates of one sample, padding counted; 0 for a pool."""
+    def macs(self, node: Operation) -> int:
+        """Multiply-accumulates of one sample, padding counted; 0 for what is not a convolution."""
         if not isinstance(node, Conv):
             return 0
         out = self.tensor(node.output)
@@ -211,10 +260,17 @@ class Graph:
         known = {self.input}
         for node in self.nodes:
             where = f"node {node.name!r}"
-            if node.input not in known or node.output not in self._by_name or node.output in known:
-                yield f"{where} reads {node.input!r} and writes {node.output!r}: not in execution order"
+            inputs = node.inputs if isinstance(node, Concat) else (node.input,)
+            if not known.issuperset(inputs) or node.output not in self._by_name or node.output in known:
+                yield (f"{where} reads {' and '.join(map(repr, inputs))} and writes {node.output!r}: not in "
+                       f"execution order")
                 return
-            source, target = self.tensor(node.input), self.tensor(node.output)
+            target = self.tensor(node.output)
+            if isinstance(node, Concat):
+                yield from self._concat_problems(node, target)
+                known.add(node.output)
+                continue
+            source = self.tensor(node.input)
             if node.skip is not None:
                 if node.skip not in known or self.tensor(node.skip).shape != target.shape:
                     yield f"{where} adds {node.skip!r}, which is not an earlier tensor of shape {target.shape}"
@@ -231,11 +287,15 @@ class Graph:
                 yield (f"{where} makes {node.output_size(source.height, source.width)} pixels of "
                        f"{(source.height, source.width)}, but its output is {(target.height, target.width)}")
             if isinstance(node, Conv):
-                if node.weights.shape != (target.channels, source.channels, *node.kernel):
-                    yield (f"{where} has weights of shape {node.weights.shape}; expected "
-                           f"{(target.channels, source.channels, *node.kernel)}")
-                elif node.weights.dtype.kind != "i" or not np.isin(node.weights, self.format.levels).all():
-                    yield f"{where} has weights that are not levels of format {self.format.name!r}"
+                if node.groups < 1 or source.channels % node.groups or target.channels % node.groups:
+                    yield (f"{where} has {node.groups} groups, which do not divide its {source.channels} input and "
+                           f"{target.channels} output channels")
+                    return
+                expected = (target.channels, source.channels // node.groups, *node.kernel)
+                if node.weights.shape != expected:
+                    yield f"{where} has weights of shape {node.weights.shape}; expected {expected}"
+                elif node.weights.dtype.kind != "i" or not np.isin(node.weights, self.format_of(node).levels).all():
+                    yield f"{where} has weights that are not levels of format {self.format_of(node).name!r}"
             elif source.channels != target.channels:
                 yield f"{where} changes the number of channels from {source.channels} to {target.channels}"
             for what, values in (("bias", node.bias), ("multiplier", node.multiplier), ("shift", node.shift)):
@@ -252,3 +312,19 @@ class Graph:
             yield f"the output {self.output!r} is never written"
         elif int(np.prod(self.output_shape)) != int(np.prod(self.tensor(self.output).shape)):
             yield f"output shape {self.output_shape} does not hold {self.tensor(self.output).shape}"
+
+    def _concat_problems(self, node: Concat, target: Tensor) -> Iterator[str]:
+        parts = [self.tensor(name) for name in node.inputs]
+        where = f"node {node.name!r}"
+        if len(parts) < 2:
+            yield f"{where} concatenates {len(parts)} tensors; it takes two or more"
+        if sum(part.channels for part in parts) != target.channels:
+            yield (f"{where} concatenates {' + '.join(str(part.channels) for part in parts)} channels, but its output "
+                   f"has {target.channels}")
+        for part in parts:
+            if (part.height, part.width) != (target.height, target.width):
+                yield f"{where} concatenates {part.name!r} of {part.shape} into an output of {target.shape}"
+            if (part.exponent, part.zero_point) != (target.exponent, target.zero_point):
+                yield (f"{where} concatenates {part.name!r} of exponent {part.exponent} and zero point "
+                       f"{part.zero_point} into an output of {target.exponent} and {target.zero_point}; they must be "
+                       f"the same")
