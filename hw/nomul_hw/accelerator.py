@@ -2,7 +2,7 @@
 
     host -> HostPort -> program, parameters, weights, activation banks
     activation bank -> AddressGenerator, Padding -> SystolicArray -> Accumulator -> OutputStage -> activation bank
-                                                 -> ChannelUnit  ----------------^
+                                                 -> ChannelUnit, WindowUnit  ----^
     weight memory -> WeightLoader -> SystolicArray
     Sequencer: starts layer after layer, counts cycles
 
@@ -27,6 +27,7 @@ from .memory import BlockRAM
 from .output import OutputStage
 from .sequencer import Sequencer
 from .weights import WeightLoader
+from .window import WindowUnit
 
 __all__ = ["Accelerator"]
 
@@ -65,7 +66,8 @@ class Accelerator(wiring.Component):
         banks = []
         for index in range(2):
             m.submodules[f"bank_{index}"] = bank = BlockRAM(
-                width=config.act_word_bits, depth=config.memory.activations, parts=config.word_chunks)
+                width=config.act_word_bits, depth=config.memory.activations, parts=config.word_chunks,
+                second=bool(config.memory.lines))
             banks.append(bank)
 
         wiring.connect(m, wiring.flipped(self.i), host.i)
@@ -98,12 +100,13 @@ class Accelerator(wiring.Component):
             generator.weights_ready.eq(loader.ready),
             loader.prime.eq(sequencer.start & sequencer.prime),
             loader.prime_address.eq(sequencer.upcoming.weight_base),
+            loader.prime_depthwise.eq(sequencer.upcoming.depthwise_base),
             loader.tile.eq(tile),
             loader.last_tile.eq(generator.last_tile),
             weights.read_address.eq(loader.address),
             weights.read_enable.eq(loader.enable),
             array.weights.eq(weight_word),
-            array.load.eq(loader.load),
+            array.load.eq(loader.load[:config.rows]),
         ]
         m.d.sync += weight_word.eq(weights.read_data)
 
@@ -117,37 +120,73 @@ class Accelerator(wiring.Component):
         ]
         is_conv = Signal()
         m.d.comb += is_conv.eq(layer.op == LayerOp.CONV)
-        at_word = _delay(m, "word", generator.token, 2, config)
+        at_memory = _delay(m, "memory", generator.token, 1)
+        at_word = _delay(m, "word", at_memory, 1)
         m.d.comb += [
             array.act.eq(padding.word),
             array.swap.eq(at_word.valid & at_word.tile),
             channel.word.eq(padding.word),
             channel.token.eq(at_word),
-            channel.token.valid.eq(at_word.valid & ~is_conv),
         ]
+        if config.memory.lines:
+            is_window = Signal()
+            m.d.comb += is_window.eq((layer.op == LayerOp.DEPTHWISE) | (layer.op == LayerOp.MAX_WINDOW))
+            place_at_memory = _delay(m, "place", generator.window, 1)
+            m.submodules.window = window = WindowUnit(config)
+            # The left word of a pair comes from the write port of the input's bank.
+            m.submodules.padding_before = before = Padding(config)
+            m.d.comb += [
+                before.layer.eq(layer),
+                before.outside.eq(generator.window.before_outside),
+                before.data.eq(Mux(bank_at_memory, banks[1].second_data, banks[0].second_data)),
+                window.layer.eq(layer),
+                window.next_valid.eq(at_memory.valid),
+                window.next_place.eq(place_at_memory),
+                window.place.eq(_delay(m, "word_place", place_at_memory, 1)),
+                window.token.eq(at_word),
+                window.token.valid.eq(at_word.valid & is_window),
+                window.word.eq(padding.word),
+                window.before.eq(before.word),
+                window.load.eq(loader.load),
+                window.weights.eq(weight_word),
+                channel.token.valid.eq(at_word.valid & ~is_conv & ~is_window),
+            ]
+            from_window = Signal()
+            m.d.sync += from_window.eq(is_window)
+            pool_token, pooled = Signal.like(channel.done), Signal.like(window.result)
+            m.d.comb += pool_token.eq(Mux(from_window, window.done, channel.done))
+            for lane in range(config.depth):
+                m.d.comb += pooled[lane].eq(Mux(from_window, window.result[lane], channel.result[lane]))
+        else:
+            m.d.comb += channel.token.valid.eq(at_word.valid & ~is_conv)
+            pool_token, pooled = channel.done, channel.result
 
         # Sums: the accumulators want the token two cycles ahead of them.
         array_token = Signal(token_layout(config))
         m.d.comb += [array_token.eq(at_word), array_token.valid.eq(at_word.valid & is_conv)]
         m.d.comb += [
-            accumulator.ahead.eq(_delay(m, "sum", array_token, array.latency - 2, config)),
+            accumulator.ahead.eq(_delay(m, "sum", array_token, array.latency - 2)),
             accumulator.sums.eq(array.sums),
             output.total_token.eq(accumulator.token),
             output.totals.eq(accumulator.totals),
-            output.pool_token.eq(channel.done),
-            output.pooled.eq(channel.result),
+            output.pool_token.eq(pool_token),
+            output.pooled.eq(pooled),
         ]
 
         # Memory ports: the machine's while it runs, else the host's.
         m.d.comb += output.skip_word.eq(Mux(bank_at_memory, banks[0].read_data, banks[1].read_data))
         for index, bank in enumerate(banks):
             target = (Target.ACTIVATION_0, Target.ACTIVATION_1)[index]
+            write_address = output.address
+            if config.memory.lines:
+                write_address = Mux(layer.pair & (layer.in_bank == index), generator.address - 1, output.address)
+                m.d.comb += bank.second_enable.eq(generator.token.valid & layer.pair)
             m.d.comb += [
                 bank.read_address.eq(Mux(sequencer.busy, Mux(
                     layer.in_bank == index, generator.address, output.skip_address), host.address)),
                 bank.read_enable.eq(Mux(sequencer.busy, Mux(
                     layer.in_bank == index, generator.token.valid, output.skip_enable), host.read[index])),
-                bank.write_address.eq(Mux(sequencer.busy, output.address, host.address)),
+                bank.write_address.eq(Mux(sequencer.busy, write_address, host.address)),
                 bank.write_data.eq(Mux(sequencer.busy, output.code.as_value().replicate(config.word_chunks),
                                        host.data[:config.act_word_bits])),
                 bank.write_enable.eq(Mux(
@@ -169,10 +208,10 @@ class Accelerator(wiring.Component):
         return m
 
 
-def _delay(m: Module, name: str, token, cycles: int, config: ArrayConfig):
-    """Delay a token."""
+def _delay(m: Module, name: str, token, cycles: int):
+    """Delay a token, or what accompanies it."""
     for index in range(cycles):
-        later = Signal(token_layout(config), name=f"{name}_token_{index}")
+        later = Signal.like(token, name=f"{name}_token_{index}")
         m.d.sync += later.eq(token)
         token = later
     return token

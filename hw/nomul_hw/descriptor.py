@@ -9,15 +9,20 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 from .config import ArrayConfig
+from .planes import MAX_PLANES
 
-__all__ = ["COUNTERS", "DESCRIPTOR", "DESCRIPTOR_WORDS", "HOST_BITS", "LOOPS", "Field", "LayerOp", "Opcode", "Target",
-           "field_table", "pack", "parameter_fields", "target_word_bits", "to_host_words", "unpack"]
+__all__ = ["ADDRESS_BITS", "COUNTERS", "DESCRIPTOR", "DESCRIPTOR_WORDS", "HOST_BITS", "LOOPS", "Field", "LayerOp",
+           "Opcode", "Target", "field_table", "pack", "parameter_fields", "target_word_bits", "to_host_words", "unpack"]
 
 #: Width of the host stream.
 HOST_BITS = 32
 
 #: Nested loops of the address generator, innermost first.
-LOOPS = 6
+LOOPS = 7
+
+
+#: Width of a word address of an activation bank. Such addresses, and steps, are modulo ``2**ADDRESS_BITS``.
+ADDRESS_BITS = 20
 
 
 @dataclass(frozen=True)
@@ -33,13 +38,26 @@ class Field:
 class LayerOp(IntEnum):
     """What a layer does. The loops' meaning follows from it, innermost first.
 
-    ``CONV``: output column, output row, channel word, kernel column, kernel row, block of output channels.
-    The pools: kernel column, kernel row, output column, output row, channel word, unused.
+    ``CONV``: output column, output row, channel word, kernel column, kernel row, plane, block of output channels.
+    The pools: kernel column, kernel row, output column, output row, channel word; two unused.
+    The windows, which read every input word once: two unused, input column, input row, channel word; two unused.
     """
 
     CONV = 0
     MAX_POOL = 1
     SUM_POOL = 2
+    DEPTHWISE = 3
+    MAX_WINDOW = 4
+
+    @property
+    def is_window(self) -> bool:
+        """Whether the layer runs in the window unit."""
+        return self in (LayerOp.DEPTHWISE, LayerOp.MAX_WINDOW)
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether the layer has weight tiles."""
+        return self in (LayerOp.CONV, LayerOp.DEPTHWISE)
 
 
 class Opcode(IntEnum):
@@ -67,6 +85,7 @@ COUNTERS: Mapping[str, str] = {
     "total": "cycles from the start of a run to its last write",
     "busy": "cycles in which the address generator issues an activation word",
     "weight": "cycles that wait for a weight tile to be loaded",
+    "memory": "cycles that wait for weights from outside, beyond those",
     "requantize": "cycles that wait for the requantization lanes",
     "drain": "cycles in which the pipeline fills and empties between layers",
     "control": "cycles that fetch and start layers",
@@ -76,8 +95,9 @@ COUNTERS: Mapping[str, str] = {
 def _loop_fields() -> Iterable[Field]:
     for level in range(LOOPS):
         yield Field(f"count_{level}", 12, False, f"iterations of loop {level}, less 1")
-        yield Field(f"step_{level}", 16, False,
-                    f"what a step of loop {level} adds to the word address, inner loops rewound (modulo 2**16)")
+        yield Field(f"step_{level}", ADDRESS_BITS, False,
+                    f"what a step of loop {level} adds to the word address, inner loops rewound (modulo "
+                    f"2**{ADDRESS_BITS})")
         yield Field(f"x_step_{level}", 12, True, f"what a step of loop {level} adds to the input column")
         yield Field(f"y_step_{level}", 12, True, f"what a step of loop {level} adds to the input row")
 
@@ -89,20 +109,32 @@ DESCRIPTOR: Sequence[Field] = (
     Field("out_bank", 1, False, "bank of the output tensor"),
     Field("pad_low", 1, False, "padding reads as the smallest code, not as 0"),
     Field("skip", 1, False, "a tensor of the other bank than the input's is added before rounding"),
-    Field("hold", 10, False, "cycles without a new word after one that completes an output pixel"),
-    Field("edge_lanes", 14, False, "channels of the last input channel word; the other lanes read as padding"),
-    Field("weight_base", 24, False, "address of the layer's first weight word"),
-    Field("zero_point", 8, True, "zero point of the output"),
-    Field("weight_next", 24, False, "address of the first weight word after this layer"),
-    Field("low", 8, True, "lower clamp of the output"),
-    Field("parameter_base", 24, False, "address of the layer's first parameter word"),
-    Field("high", 8, True, "upper clamp of the output"),
     Field("skip_low", 1, False, "the zero point of that tensor is the smallest code, not 0"),
     Field("skip_drop", 2, False, "exponent of the output less that tensor's; shifts of the gains are less by as much"),
-    Field("skip_address", 16, False, "its word address less that of the output (modulo 2**16)"),
-    Field("in_address", 16, False, "word address of the first tap (modulo 2**16; may point before the tensor)"),
-    Field("out_address", 16, False, "word address of the first output"),
-    Field("out_plane", 16, False, "words from one output channel word to the next"),
+    Field("pair", 1, False, "a window moves by two columns, which are read at once"),
+    Field("stride_columns", 1, False, "every second position of a row completes a window, not every one"),
+    Field("stride_rows", 1, False, "every second row completes windows, not every one"),
+    Field("skip_columns", 2, False, "positions of a row before the first that completes a window"),
+    Field("skip_rows", 2, False, "rows before the first that completes windows"),
+    Field("mask_columns", 2, False, "taps of a window's first columns that read as padding, one bit each"),
+    Field("mask_rows", 2, False, "taps of a window's first rows that read as padding, one bit each"),
+    Field("depthwise_base", 1, False, "the tile at weight_base is a depthwise layer's"),
+    Field("depthwise_next", 1, False, "the tile at weight_next is a depthwise layer's"),
+    Field("hold", 9, False, "cycles without a new word after one that completes an output pixel"),
+    Field("edge_lanes", 10, False, "channels of the last input channel word; the other lanes read as padding"),
+    Field("shifts", MAX_PLANES, False, "planes before which the accumulators shift, one bit each"),
+    Field("weight_base", 22, False, "address of the layer's first weight word, or of the next that has any"),
+    Field("weight_next", 22, False, "address of the first weight word after this layer"),
+    Field("parameter_base", 16, False, "address of the layer's first parameter word"),
+    Field("zero_point", 8, True, "zero point of the output"),
+    Field("low", 8, True, "lower clamp of the output"),
+    Field("high", 8, True, "upper clamp of the output"),
+    Field("skip_address", ADDRESS_BITS, False, f"the added tensor's word address less the output's (modulo "
+                                               f"2**{ADDRESS_BITS})"),
+    Field("in_address", ADDRESS_BITS, False, f"word address of the first tap (modulo 2**{ADDRESS_BITS}; may point "
+                                             f"before the tensor)"),
+    Field("out_address", ADDRESS_BITS, False, "word address of the first output"),
+    Field("out_plane", ADDRESS_BITS, False, "words from one output channel word to the next"),
     Field("in_width", 12, False, "columns of the input; outside them is padding"),
     Field("in_height", 12, False, "rows of the input; outside them is padding"),
     Field("x_start", 12, True, "input column of the first tap"),

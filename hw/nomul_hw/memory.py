@@ -1,9 +1,13 @@
 """On-chip memories.
 
-All are simple dual-port block RAMs: one read port with a cycle of latency, one write port. No part of the machine
+All are simple dual-port block RAMs: one read port with a cycle of latency, one write port. The activation banks of a
+machine with a window unit can read at the write port's address, too, in cycles in which nothing is written: that is
+what true dual-port block RAMs do. No part of the machine
 reads a word in the cycle in which it is written, so what such a read returns does not matter; synthesis may be told so
 (``-no-rw-check`` in Yosys), which saves the logic that would make it defined.
 """
+
+from collections.abc import Sequence
 
 from amaranth.hdl import Module
 from amaranth.lib import wiring
@@ -26,6 +30,10 @@ class BlockRAM(wiring.Component):
         Words.
     parts : int
         Equal parts of a word that can be written on their own.
+    init : sequence of int
+        The first words after power-up; the others are 0.
+    second : bool
+        Whether there is a second read port, which shares the write port's address.
 
     Members
     -------
@@ -41,14 +49,18 @@ class BlockRAM(wiring.Component):
         Parts to write.
     write_data : In(width)
         What to write.
+    second_enable : In(1), second_data : Out(width)
+        The second read port, if there is one: reads at ``write_address``.
     """
 
-    def __init__(self, *, width: int, depth: int, parts: int = 1):
+    def __init__(self, *, width: int, depth: int, parts: int = 1, init: Sequence[int] = (), second: bool = False):
         if width % parts:
             raise ValueError(f"Width {width} must be a multiple of the number of parts, {parts}")
         self.width = width
         self.depth = depth
         self.parts = parts
+        self.init = init
+        self.second = second
         super().__init__({
             "read_address": In(address_bits(depth)),
             "read_enable": In(1),
@@ -56,11 +68,12 @@ class BlockRAM(wiring.Component):
             "write_address": In(address_bits(depth)),
             "write_enable": In(parts),
             "write_data": In(width),
+            **({"second_enable": In(1), "second_data": Out(width)} if second else {}),
         })
 
     def elaborate(self, platform):
         m = Module()
-        m.submodules.memory = memory = Memory(shape=self.width, depth=self.depth, init=[])
+        m.submodules.memory = memory = Memory(shape=self.width, depth=self.depth, init=self.init)
         write = memory.write_port(granularity=self.width // self.parts if self.parts > 1 else None)
         read = memory.read_port()
         m.d.comb += [
@@ -71,4 +84,11 @@ class BlockRAM(wiring.Component):
             read.en.eq(self.read_enable),
             self.read_data.eq(read.data),
         ]
+        if self.second:
+            second = memory.read_port()
+            m.d.comb += [
+                second.addr.eq(self.write_address),
+                second.en.eq(self.second_enable),
+                self.second_data.eq(second.data),
+            ]
         return m

@@ -36,7 +36,7 @@ class OutputStage(wiring.Component):
     total_token, totals
         Sums of the accumulators with their token.
     pool_token, pooled
-        Results of the channel unit with their token.
+        Results of the channel unit or the window unit with their token.
     parameter_address, parameter_write, parameter_data
         Write port of parameter memory.
     skip_address, skip_enable, skip_word
@@ -60,7 +60,7 @@ class OutputStage(wiring.Component):
             "total_token": In(token),
             "totals": In(data.ArrayLayout(signed(config.acc_bits), config.cols)),
             "pool_token": In(token),
-            "pooled": In(data.ArrayLayout(signed(config.pool_bits), config.depth)),
+            "pooled": In(data.ArrayLayout(signed(config.channel_bits), config.depth)),
             "parameter_address": In(address_bits(config.memory.parameters)),
             "parameter_write": In(1),
             "parameter_data": In(config.requantize_lanes * parameter_layout(config).size),
@@ -166,7 +166,7 @@ class OutputStage(wiring.Component):
             m.d.sync += skip.eq(Mux(
                 layer.skip, Cat(skipped[:-1], top ^ layer.skip_low, top & ~layer.skip_low).as_signed(), 0))
             from_array = Signal(signed(config.acc_bits), name=f"from_array_{lane}")
-            from_pool = Signal(signed(config.pool_bits), name=f"from_pool_{lane}")
+            from_pool = Signal(signed(config.channel_bits), name=f"from_pool_{lane}")
             taken = Signal(signed(config.acc_bits), name=f"taken_{lane}", reset_less=True)
             m.d.comb += [
                 from_array.eq(_pick(m, f"array_{lane}", chunk,

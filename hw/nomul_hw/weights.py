@@ -5,6 +5,7 @@ from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
 from .config import ArrayConfig
+from .descriptor import LayerOp
 from .layouts import address_bits, descriptor_layout
 
 __all__ = ["WeightLoader"]
@@ -14,8 +15,9 @@ class WeightLoader(wiring.Component):
     """Loads the next weight tile into the array's shadow registers while the current one is in use.
 
     A tile's load starts in the cycle after the address generator issued the first word of the tile before it, and
-    takes ``rows`` cycles. The load runs on across layers: when a layer's last tile becomes active the first tile of
-    the next layer follows, so that only the start of a program waits for weights.
+    takes ``rows`` cycles, or ``rows * window_groups`` for a depthwise layer's. The load runs on across layers: when a
+    layer's last tile becomes active the first tile of the next layer follows, so that only the start of a program
+    waits for weights.
 
     Parameters
     ----------
@@ -28,53 +30,69 @@ class WeightLoader(wiring.Component):
         The running layer.
     prime : In(1)
         Load the first tile of a program, from ``prime_address``.
-    prime_address : In
-        Address of that tile.
+    prime_address, prime_depthwise : In
+        Address of that tile; it is a depthwise layer's.
     tile, last_tile : In(1)
         The address generator issues the first word of a tile, of the layer's last tile.
     ready : Out(1)
         The next tile may start: it is being loaded, ahead of the words that need it, and the accumulators are free
-        of the tile before. It rises ``config.tile_cycles`` cycles after ``tile``.
+        of the tile before. It rises ``config.tile_cycles`` (``window_tile_cycles``) cycles after ``tile``.
     address, enable : Out
         Read port of weight memory.
-    load : Out(rows)
-        The row that the memory's data belong to, two cycles after their address: in step with data that are
-        registered once behind the memory.
+    load : Out(rows, or rows * window_groups with a window unit)
+        The row of the tile that the memory's data belong to, two cycles after their address: in step with data that
+        are registered once behind the memory.
     """
 
     def __init__(self, config: ArrayConfig):
         self.config = config
         address = address_bits(config.memory.weights)
+        self.words = config.rows * (config.window_groups if config.memory.lines else 1)
         super().__init__({
             "layer": In(descriptor_layout()),
             "prime": In(1),
             "prime_address": In(address),
+            "prime_depthwise": In(1),
             "tile": In(1),
             "last_tile": In(1),
             "ready": Out(1),
             "address": Out(address),
             "enable": Out(1),
-            "load": Out(config.rows),
+            "load": Out(self.words),
         })
 
     def elaborate(self, platform):
         m = Module()
-        rows = self.config.rows
+        config = self.config
 
-        wait = Signal(range(self.config.tile_cycles))
+        # What kind of tile is loaded next, and is being loaded.
+        next_depthwise, depthwise = Signal(), Signal()
+        if config.memory.lines:
+            m.d.comb += next_depthwise.eq(Mux(self.prime, self.prime_depthwise, Mux(
+                self.last_tile, self.layer.depthwise_next, self.layer.op == LayerOp.DEPTHWISE)))
+        wait = Signal(range(config.window_tile_cycles if config.memory.lines else config.tile_cycles))
         m.d.comb += self.ready.eq(wait == 0)
-        with m.If(self.prime | self.tile):
-            m.d.sync += wait.eq(self.config.tile_cycles - 1)
+        begin = Signal()
+        m.d.comb += begin.eq(self.prime | self.tile)
+        with m.If(begin):
+            m.d.sync += [
+                wait.eq(Mux(next_depthwise, config.window_tile_cycles - 1, config.tile_cycles - 1)),
+                depthwise.eq(next_depthwise),
+            ]
         with m.Elif(wait != 0):
             m.d.sync += wait.eq(wait - 1)
 
         # One bit walks along the rows. It stands beside the address, the memory and the word register follow.
-        row = Signal(rows)
-        at_memory = Signal(rows)
+        row = Signal(self.words)
+        at_memory = Signal(self.words)
         follow = Signal.like(self.address)
-        m.d.comb += self.enable.eq(row.any())
+        onward = Signal(self.words)
+        m.d.comb += [self.enable.eq(row.any()), onward.eq(row << 1)]
+        if self.words > config.rows:
+            with m.If(~depthwise):
+                m.d.comb += onward[config.rows].eq(0)
         m.d.sync += [
-            row.eq((row << 1) | self.prime | self.tile),
+            row.eq(onward | begin),
             at_memory.eq(row),
             self.load.eq(at_memory),
         ]
@@ -82,7 +100,7 @@ class WeightLoader(wiring.Component):
             m.d.sync += self.address.eq(self.prime_address)
         with m.Elif(self.tile):
             m.d.sync += self.address.eq(Mux(self.last_tile, self.layer.weight_next[:len(self.address)], follow))
-        with m.Elif(self.enable & ~row[-1]):
+        with m.Elif(onward.any()):
             m.d.sync += self.address.eq(self.address + 1)
         m.d.comb += follow.eq(self.address + 1)
         return m
