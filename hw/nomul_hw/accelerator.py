@@ -3,7 +3,7 @@
     host -> HostPort -> program, parameters, weights, activation banks
     activation bank -> AddressGenerator, Padding -> SystolicArray -> Accumulator -> OutputStage -> activation bank
                                                  -> ChannelUnit, WindowUnit  ----^
-    weight memory -> WeightLoader -> SystolicArray
+    weight memory, or a queue of the weight stream -> WeightLoader -> SystolicArray, WindowUnit
     Sequencer: starts layer after layer, counts cycles
 
 From the word that the address generator issues to the last write, every stage has a fixed latency and never refuses a
@@ -13,6 +13,7 @@ descriptor: see :mod:`nomul_hw.timing`.
 
 from amaranth.hdl import Module, Mux, Signal
 from amaranth.lib import stream, wiring
+from amaranth.lib.fifo import SyncFIFOBuffered
 from amaranth.lib.wiring import In, Out
 
 from .accumulator import Accumulator
@@ -44,11 +45,21 @@ class Accelerator(wiring.Component):
     -------
     i, o : In, Out(stream.Signature(32))
         Host commands and answers: see :mod:`nomul_hw.host`.
+    weights : In(stream.Signature(cols * lanes * format.bits))
+        If weights come from a stream: the words of one run after the other, each in the order of use.
+    busy : Out(1)
+        If weights come from a stream: a run is under way. A source that offers the words of a run from its first cycle
+        on, and the next run's not before that begins, is what :mod:`nomul_hw.timing` counts.
     """
 
     def __init__(self, config: ArrayConfig):
         self.config = config
-        super().__init__({"i": In(stream.Signature(HOST_BITS)), "o": Out(stream.Signature(HOST_BITS))})
+        super().__init__({
+            "i": In(stream.Signature(HOST_BITS)),
+            "o": Out(stream.Signature(HOST_BITS)),
+            **({"weights": In(stream.Signature(config.weight_word_bits)), "busy": Out(1)}
+               if config.weights == "stream" else {}),
+        })
 
     def elaborate(self, platform):
         m = Module()
@@ -62,7 +73,6 @@ class Accelerator(wiring.Component):
         m.submodules.accumulator = accumulator = Accumulator(config)
         m.submodules.channel = channel = ChannelUnit(config)
         m.submodules.output = output = OutputStage(config)
-        m.submodules.weights = weights = BlockRAM(width=config.weight_word_bits, depth=config.memory.weights)
         banks = []
         for index in range(2):
             m.submodules[f"bank_{index}"] = bank = BlockRAM(
@@ -83,7 +93,8 @@ class Accelerator(wiring.Component):
             host.counters.eq(sequencer.counters),
             sequencer.issuing.eq(generator.token.valid),
             sequencer.issued_last.eq(generator.token.valid & generator.token.layer_last),
-            sequencer.waits_for_weights.eq(generator.waits_for_weights),
+            sequencer.waits_for_weights.eq(generator.waits_for_weights & ~loader.due),
+            sequencer.waits_for_memory.eq(generator.waits_for_weights & loader.due),
             sequencer.holds.eq(generator.holds),
             sequencer.done.eq(output.done),
         ]
@@ -93,22 +104,31 @@ class Accelerator(wiring.Component):
             m.d.comb += follower.layer.eq(layer)
 
         # Weights
-        tile = Signal()
-        weight_word = Signal(config.weight_word_bits, reset_less=True)
         m.d.comb += [
-            tile.eq(generator.token.valid & generator.token.tile),
             generator.weights_ready.eq(loader.ready),
-            loader.prime.eq(sequencer.start & sequencer.prime),
-            loader.prime_address.eq(sequencer.upcoming.weight_base),
-            loader.prime_depthwise.eq(sequencer.upcoming.depthwise_base),
-            loader.tile.eq(tile),
+            loader.upcoming.eq(sequencer.upcoming),
+            loader.fetched.eq(sequencer.fetched),
+            loader.tile.eq(generator.token.valid & generator.token.tile),
             loader.last_tile.eq(generator.last_tile),
-            weights.read_address.eq(loader.address),
-            weights.read_enable.eq(loader.enable),
-            array.weights.eq(weight_word),
+            array.weights.eq(loader.weights),
             array.load.eq(loader.load[:config.rows]),
         ]
-        m.d.sync += weight_word.eq(weights.read_data)
+        if config.weights == "stream":
+            m.submodules.weights = weights = SyncFIFOBuffered(
+                width=config.weight_word_bits, depth=config.memory.weights)
+            wiring.connect(m, wiring.flipped(self.weights), weights.w_stream)
+            wiring.connect(m, weights.r_stream, loader.words)
+            m.d.comb += self.busy.eq(sequencer.busy)
+        else:
+            m.submodules.weights = weights = BlockRAM(width=config.weight_word_bits, depth=config.memory.weights)
+            m.d.comb += [
+                weights.read_address.eq(loader.address),
+                weights.read_enable.eq(loader.enable),
+                loader.data.eq(weights.read_data),
+                weights.write_address.eq(host.address),
+                weights.write_enable.eq(host.write[Target.WEIGHT]),
+                weights.write_data.eq(host.data),
+            ]
 
         # Activations. The word leaves the padding two cycles after it was issued; so does its token.
         bank_at_memory = Signal()
@@ -148,7 +168,7 @@ class Accelerator(wiring.Component):
                 window.word.eq(padding.word),
                 window.before.eq(before.word),
                 window.load.eq(loader.load),
-                window.weights.eq(weight_word),
+                window.weights.eq(loader.weights),
                 channel.token.valid.eq(at_word.valid & ~is_conv & ~is_window),
             ]
             from_window = Signal()
@@ -195,9 +215,6 @@ class Accelerator(wiring.Component):
                 host.bank_data[index].eq(bank.read_data),
             ]
         m.d.comb += [
-            weights.write_address.eq(host.address),
-            weights.write_enable.eq(host.write[Target.WEIGHT]),
-            weights.write_data.eq(host.data),
             output.parameter_address.eq(host.address),
             output.parameter_write.eq(host.write[Target.PARAMETER]),
             output.parameter_data.eq(host.data),

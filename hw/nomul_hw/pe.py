@@ -237,10 +237,10 @@ def _term(m: Module, name: str, term: Term, controls, multiples):
         chosen = Mux(select == index, candidates[index].as_signed(), chosen)
     inverted = chosen ^ negative.replicate(len(value)).as_signed()
     m.d.comb += value.eq(inverted if nonzero is None else inverted & nonzero.replicate(len(value)).as_signed())
-    for stage in range(term.shift_bits):
-        width = len(value) + min(1 << stage, term.shifts - 1)
-        shifted = Signal(signed(width), name=f"{name}_shifted_{stage}")
-        m.d.comb += shifted.eq(Mux(shift[stage], _shift_left(value, 1 << stage).as_signed(), value))
+    if term.shift_bits:
+        # One operator, not a stage per bit: synthesis makes the same stages of it, simulators a single instruction.
+        shifted = Signal(signed(len(value) + term.shifts - 1), name=f"{name}_shifted")
+        m.d.comb += shifted.eq(value << shift)
         value = shifted
     return _shift_left(value, term.offset).as_signed()
 

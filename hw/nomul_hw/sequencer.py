@@ -34,12 +34,13 @@ class Sequencer(wiring.Component):
         A run is under way.
     upcoming, layer : Out(descriptor)
         The layer that ``start`` begins, and the running layer.
+    fetched : Out(1)
+        ``upcoming`` is complete; from some cycles after the start of the layer before, or of the run, until its own.
     start : Out(1)
         Begin a layer in the next cycle.
-    prime : Out(1)
-        The layer is the first of the run: no weights are loaded yet.
-    issuing, issued_last, waits_for_weights, holds : In(1)
-        The address generator issues a word, issues the layer's last word, waits for weights, is held.
+    issuing, issued_last, waits_for_weights, waits_for_memory, holds : In(1)
+        The address generator issues a word, issues the layer's last word, waits for weights to be loaded, to come from
+        outside, is held.
     done : In(1)
         The layer's last output is being written.
     counters : Out(ArrayLayout(32, len(COUNTERS)))
@@ -60,11 +61,12 @@ class Sequencer(wiring.Component):
             "busy": Out(1),
             "upcoming": Out(descriptor_layout()),
             "layer": Out(descriptor_layout()),
+            "fetched": Out(1),
             "start": Out(1),
-            "prime": Out(1),
             "issuing": In(1),
             "issued_last": In(1),
             "waits_for_weights": In(1),
+            "waits_for_memory": In(1),
             "holds": In(1),
             "done": In(1),
             "counters": Out(data.ArrayLayout(32, len(COUNTERS))),
@@ -82,7 +84,7 @@ class Sequencer(wiring.Component):
         # Fetch: a bit walks along the words of a descriptor, one cycle behind the address.
         address = Signal.like(program.read_address)
         fetching, arriving = Signal(DESCRIPTOR_WORDS), Signal(DESCRIPTOR_WORDS)
-        begin_fetch, fetched = Signal(), Signal()
+        begin_fetch = Signal()
         m.d.comb += [program.read_address.eq(address), program.read_enable.eq(fetching.any())]
         m.d.sync += [fetching.eq((fetching << 1) | begin_fetch), arriving.eq(fetching)]
         with m.If(fetching.any()):
@@ -91,7 +93,7 @@ class Sequencer(wiring.Component):
             with m.If(arriving[index]):
                 m.d.sync += self.upcoming.as_value().word_select(index, HOST_BITS).eq(program.read_data)
         with m.If(arriving[-1]):
-            m.d.sync += fetched.eq(1)
+            m.d.sync += self.fetched.eq(1)
 
         left = Signal.like(self.run_layers)
         counting = {name: Signal(name=f"counts_{name}") for name in COUNTERS}
@@ -103,18 +105,16 @@ class Sequencer(wiring.Component):
                     m.d.sync += [
                         address.eq(self.run_address),
                         left.eq(self.run_layers),
-                        self.prime.eq(1),
                         self.counters.as_value().eq(0),
                     ]
                     m.next = "START"
             with m.State("START"):
                 m.d.comb += [counting["total"].eq(1), counting["control"].eq(1)]
-                with m.If(fetched):
+                with m.If(self.fetched):
                     m.d.comb += [self.start.eq(1), begin_fetch.eq(left != 1)]
                     m.d.sync += [
                         self.layer.eq(self.upcoming),
-                        fetched.eq(0),
-                        self.prime.eq(0),
+                        self.fetched.eq(0),
                         left.eq(left - 1),
                     ]
                     m.next = "ISSUE"
@@ -123,6 +123,7 @@ class Sequencer(wiring.Component):
                     counting["total"].eq(1),
                     counting["busy"].eq(self.issuing),
                     counting["weight"].eq(self.waits_for_weights),
+                    counting["memory"].eq(self.waits_for_memory),
                     counting["requantize"].eq(self.holds),
                 ]
                 with m.If(self.issued_last):
