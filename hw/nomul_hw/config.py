@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from .arithmetic import gain_multipliers
-from .formats import WeightFormat, get_format
+from .formats import MAX_BITS, WeightFormat, get_format
 from .product import PE_KINDS, ProductForm
 
 __all__ = ["ArrayConfig", "ConfigError", "MemoryConfig", "load_config", "parse_config"]
@@ -115,6 +115,9 @@ class ArrayConfig:
         if not isinstance(self.format, WeightFormat):
             raise ConfigError(f"array.format must be the name of a weight format or a WeightFormat, "
                               f"not {self.format!r}")
+        if self.format.bits > MAX_BITS:
+            raise ConfigError(f"array.format: an array holds weights of up to {MAX_BITS} bits, not {self.format.name}; "
+                              f"layers of {self.format.name} run on any array, as planes")
         _integer("array.rows", self.rows, 1, 256)
         _integer("array.cols", self.cols, 1, 256)
         _integer("array.lanes", self.lanes, 1, 64)
@@ -235,7 +238,7 @@ class ArrayConfig:
     def from_dict(cls, data: Mapping[str, Any]) -> "ArrayConfig":
         """Rebuild a configuration from :meth:`to_dict`."""
         array = dict(data["array"])
-        array["format"] = WeightFormat(array["format"]["name"], tuple(array["format"]["levels"]))
+        array["format"] = WeightFormat.from_dict(array["format"])
         return cls(**array, memory=MemoryConfig(**data["memory"]))
 
     @cached_property

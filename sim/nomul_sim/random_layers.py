@@ -428,7 +428,7 @@ def check_case(device: VerilatedDevice, program: Program, inputs: Int8Array) -> 
     graph = program.graph
     expected = golden.run(graph, inputs)
     result = device.run(program, inputs)
-    for node, (name, output, counters) in zip(graph.nodes, device.run_layers(program, inputs[0]), strict=True):
+    for node, (name, output, counters) in zip(graph.computing, device.run_layers(program, inputs[0]), strict=True):
         assert name == node.name
         where = _describe(graph, node)
         if problem := (_compare_codes(where, output, expected[node.output][0])
