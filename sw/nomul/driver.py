@@ -151,7 +151,7 @@ class StreamDevice:
         Yields
         ------
         name : str
-            Name of the node.
+            Name of the node; concatenations have no layers and no turn.
         output : int8 array, shape (channels, height, width)
             What it wrote.
         counters : dict
@@ -164,7 +164,7 @@ class StreamDevice:
         packed = pack_input(graph, program.input_window, check_codes(sample[None], source))
         self.transport.transfer(self._write_input(program, packed[0]), 0)
         first = 0
-        for node in graph.nodes:
+        for node in graph.computing:
             count = sum(layer.node == node.name for layer in program.layers)
             target = graph.tensor(node.output)
             words = self.transport.transfer(np.concatenate([

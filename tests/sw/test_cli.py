@@ -258,8 +258,8 @@ MISTAKES = {
                                 "bad.toml: array.rows must be in 1..256, not 0"),
     "generate: not a folder": (lambda: ["generate", "array.toml", "-o", "x.npy"], "x.npy: is not a folder"),
     "quantize: unknown format": (
-        lambda: ["quantize", "model.py:make", "--calibration", "x.npy", "--format", "int5", "-o", "out"],
-        "Unknown weight format 'int5'; known: binary, ternary"),
+        lambda: ["quantize", "model.py:make", "--calibration", "x.npy", "--format", "int17", "-o", "out"],
+        "Unknown weight format 'int17'; known: binary, ternary"),
     "quantize: no format": (lambda: ["quantize", "model.py:make", "--calibration", "x.npy", "-o", "out"],
                             "give either --format NAME or --config CONFIG.toml"),
     "quantize: unknown method": (
@@ -293,7 +293,7 @@ MISTAKES = {
     "run: not an array": (lambda: ["run", "program", "array.toml"], "array.toml: not a NumPy array file"),
     "run: nowhere to write": (lambda: ["run", "program", "x.npy", "-o", "array.toml/y.npy"], "array.toml"),
     "verify: damaged": (lambda: ["verify", damaged("broken")], "broken/program.safetensors: ", "is corrupt"),
-    "demo: unknown format": (lambda: ["demo", "--formats", "int5"], "Unknown weight format 'int5'"),
+    "demo: unknown format": (lambda: ["demo", "--formats", "int17"], "Unknown weight format 'int17'"),
     "demo: nowhere to write": (lambda: ["demo", "-o", "x.npy/out"], "x.npy: is not a folder that can be written"),
     "demo: not a shape": (lambda: ["demo", "--array", "16by16"], "ROWSxCOLS"),
     "demo: too many images": (lambda: ["demo", "--images", "100000"], "449 images, 100000 of them cannot be run"),

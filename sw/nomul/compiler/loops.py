@@ -10,6 +10,7 @@ from math import inf, lcm
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from nomul_hw.config import WINDOW, ArrayConfig
 from nomul_hw.descriptor import ADDRESS_BITS, DESCRIPTOR, LayerOp
@@ -20,6 +21,8 @@ from .errors import CompileError
 from .lanes import Lanes
 
 __all__ = ["ADDRESSES", "MAX_COORDINATE", "Geometry", "Run", "Strip", "fits_window"]
+
+Int64Array = npt.NDArray[np.int64]
 
 #: Coordinates are compared modulo this: a map and its padding must not meet from both sides.
 MAX_COORDINATE = 1 << 12
@@ -280,7 +283,7 @@ class Geometry:
                                (*best[start][1], run)) for start, run in runs), key=lambda candidate: candidate[0])
         return best[self.blocks][1]
 
-    def _needed_words(self) -> tuple["np.ndarray", "np.ndarray"]:
+    def _needed_words(self) -> tuple[Int64Array, Int64Array]:
         """First and last word that each block of output channels reads, int64 (blocks,)."""
         inputs = self.source.channels // self.layer.groups
         group = np.arange(self.target.channels) // (self.target.channels // self.layer.groups)
@@ -289,12 +292,11 @@ class Geometry:
         first, last = np.full(self.blocks, self.reads.words - 1), np.zeros(self.blocks, dtype=np.int64)
         np.minimum.at(first, block, words[group * inputs])
         np.maximum.at(last, block, words[(group + 1) * inputs - 1])
-        # Blocks without a channel read what their neighbour reads.
-        empty = np.setdiff1d(np.arange(self.blocks), block)
-        first[empty] = last[empty] = words[-1]
+        for empty in np.setdiff1d(np.arange(self.blocks), block):  # they may read anything, such as their neighbour's
+            first[empty], last[empty] = first[empty - 1], last[empty - 1]
         return first, last
 
-    def _run(self, first: "np.ndarray", last: "np.ndarray", start: int, stop: int) -> Run:
+    def _run(self, first: Int64Array, last: Int64Array, start: int, stop: int) -> Run:
         """The fewest words that the blocks ``start..stop`` can read, if every block starts ``step`` words later."""
         first, last, blocks = first[start:stop], last[start:stop], stop - start
         slope = int(first[-1] - first[0]) // max(blocks - 1, 1)
