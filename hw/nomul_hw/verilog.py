@@ -18,7 +18,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib import metadata
@@ -26,7 +26,9 @@ from pathlib import Path
 from typing import Any
 
 from amaranth.back import rtlil
+from amaranth.hdl import Cat, ClockSignal, Const, Fragment, Instance
 from amaranth.lib import wiring
+from amaranth.lib.memory import Memory
 
 from .config import ArrayConfig
 from .lint import LintReport, lint_verilog
@@ -65,12 +67,8 @@ class GenerateError(ValueError):
 _IDENTIFIER = re.compile(r"(?<=\\)[A-Za-z_][A-Za-z0-9_]*[.$][A-Za-z0-9_.$]*")
 _MODULE = re.compile(r"^((?:attribute [^\n]*\n)*)module \\(\S+)\n(.*?)^end$\n*", re.MULTILINE | re.DOTALL)
 _PORT = re.compile(r"^(  wire width (\d+) )(input|output|inout) \d+ (.*\\(\S+))$", re.MULTILINE)
-_ZEROS = re.compile(r"""^  cell \$meminit_v2 .*
-    parameter \\MEMID "(.*)"
-(?:    parameter .*\n)*    connect \\ADDR .*
-    connect \\DATA \d+'0+
-    connect \\EN .*
-  end\n\n""", re.MULTILINE)
+_MEMORY = re.compile(r"(?<=^  cell )\\(?=\$mem_v2 )", re.MULTILINE)
+_UNDEFINED = re.compile(r'"undefined (\d+)"$', re.MULTILINE)
 _CELL = re.compile(r"^  cell \\(\S+) ", re.MULTILINE)
 
 
@@ -113,6 +111,11 @@ def _natural(name: str) -> tuple[Any, ...]:
     return name not in ("clk", "rst"), [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]
 
 
+def _memory_cells(text: str) -> str:
+    """Finish the cells that :class:`_Platform` makes of memories: Amaranth can write no such cells and no unknown bits."""
+    return _UNDEFINED.sub(lambda match: f"{match[1]}'" + int(match[1]) * "x", _MEMORY.sub("", text))
+
+
 def _plain_identifiers(text: str) -> str:
     """Replace the dots and dollars in public names, so that no name needs Verilog's escapes."""
     lines = text.split("\n")
@@ -144,17 +147,6 @@ def _order_ports(body: str) -> str:
     return _PORT.sub(lambda m: f"{m[1]}{m[3]} {order[m[5]]} {m[4]}", body)
 
 
-def _drop_zeros(body: str) -> str:
-    """Leave the initial contents of memories that can be written open, where they are all zeros.
-
-    Nothing may read a word before it is written: memories of chips and UltraRAM have no initial contents, simulators
-    that start with random or unknown ones find who does. And they would be most of the file, a line a word, which
-    Yosys reads in quadratic time.
-    """
-    written = set(re.findall(r'^  cell \$memwr_v2 .*\n    parameter \\MEMID "(.*)"$', body, re.MULTILINE))
-    return _ZEROS.sub(lambda match: "" if match[1] in written else match[0], body)
-
-
 def _without_order(body: str) -> frozenset[tuple[str, ...]]:
     """What a module consists of, less the order in which it is written: that too depends on what is connected."""
     items = body.strip("\n").split("\n\n")
@@ -177,8 +169,8 @@ def merge_modules(text: str, top: str) -> Netlist:
     top : str
         Name of the top module, which keeps its name and is never merged.
     """
-    text = _plain_identifiers(text)
-    modules = {match[2]: (match[1], _drop_zeros(_order_ports(match[3]))) for match in _MODULE.finditer(text)}
+    text = _plain_identifiers(_memory_cells(text))
+    modules = {match[2]: (match[1], _order_ports(match[3])) for match in _MODULE.finditer(text)}
     instances = len(modules)
     # A module can only be recognized once the modules that it instantiates have been: bottom up, until nothing merges.
     while True:
@@ -214,10 +206,51 @@ def _no_garbage_collection() -> Iterator[None]:
             gc.enable()
 
 
+class _Platform:
+    """Hands memories to Yosys as cells of its own, without what is in them at power-up.
+
+    Amaranth would write that bit by bit, half a minute for ten million zeros, and Yosys a line a word. But nothing may
+    read a word before it is written: memories of chips and UltraRAM have no initial contents, simulators that start
+    with random or unknown ones find who does. Contents that are wanted stand in a file, which the Verilog reads.
+    """
+
+    def get_memory(self, memory: Memory) -> Fragment:
+        """Make the netlist of a memory; what it is initialized with only counts if there is a file of it."""
+        reads, writes = memory.read_ports, memory.write_ports
+        file = {"a_contents": memory.attrs["contents"]} if "contents" in memory.attrs else {}
+        if not file and (any(memory.init) or not writes):
+            return memory.elaborate(None)
+        width, undefined = memory.shape, f"undefined {len(reads) * memory.shape}"
+        pairs = len(reads) * len(writes)
+        return Instance(
+            "$mem_v2", **file,
+            p_MEMID="\\memory", p_SIZE=memory.depth, p_OFFSET=0, p_ABITS=len(reads[0].addr), p_WIDTH=width,
+            p_INIT="undefined 1",
+            p_RD_PORTS=len(reads), p_RD_CLK_ENABLE=_bits(1, len(reads)), p_RD_CLK_POLARITY=_bits(1, len(reads)),
+            p_RD_TRANSPARENCY_MASK=_bits(0, pairs), p_RD_COLLISION_X_MASK=_bits(0, pairs),
+            p_RD_WIDE_CONTINUATION=_bits(0, len(reads)), p_RD_CE_OVER_SRST=_bits(0, len(reads)),
+            p_RD_ARST_VALUE=undefined, p_RD_SRST_VALUE=undefined, p_RD_INIT_VALUE=undefined,
+            i_RD_CLK=Cat(ClockSignal(port.domain) for port in reads), i_RD_EN=Cat(port.en for port in reads),
+            i_RD_ARST=Const(0, len(reads)), i_RD_SRST=Const(0, len(reads)),
+            i_RD_ADDR=Cat(port.addr for port in reads), o_RD_DATA=Cat(port.data for port in reads),
+            p_WR_PORTS=len(writes), p_WR_CLK_ENABLE=_bits(1, len(writes)), p_WR_CLK_POLARITY=_bits(1, len(writes)),
+            p_WR_PRIORITY_MASK=_bits(0, len(writes) ** 2), p_WR_WIDE_CONTINUATION=_bits(0, len(writes)),
+            i_WR_CLK=Cat(ClockSignal(port.domain) for port in writes),
+            i_WR_EN=Cat(bit.replicate(width // len(port.en)) for port in writes for bit in port.en),
+            i_WR_ADDR=Cat(port.addr for port in writes), i_WR_DATA=Cat(port.data for port in writes),
+        )
+
+
+def _bits(bit: int, count: int) -> Const:
+    """Repeat a bit; parameters of Yosys' cells have at least one."""
+    count = max(count, 1)
+    return Const(bit * ((1 << count) - 1), count)
+
+
 def to_netlist(component: wiring.Component, name: str) -> Netlist:
     """Elaborate a component into a netlist in which every module is there once; the top module is ``name``."""
     with _no_garbage_collection():
-        return merge_modules(rtlil.convert(component, name=name, emit_src=False), name)
+        return merge_modules(rtlil.convert(component, name=name, platform=_Platform(), emit_src=False), name)
 
 
 def to_rtlil(component: wiring.Component, name: str) -> str:

@@ -7,7 +7,7 @@ __all__ = ["CONFIGS", "NETWORK_CONFIGS"]
 
 def _large(lines: int = 0) -> MemoryConfig:
     """Memories for networks of many nodes whose tensors are long in use."""
-    return MemoryConfig(activations=8192, weights=16384, parameters=2048, accumulators=100, layers=200, lines=lines)
+    return MemoryConfig(activations=8192, weights=32768, parameters=4096, accumulators=60, layers=400, lines=lines)
 
 
 #: Arrays for networks, and for layers too. Their window units take maps of 6 to 16 columns, so some maps are too wide.

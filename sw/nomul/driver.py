@@ -143,7 +143,7 @@ class StreamDevice:
             answers.append(self.transport.transfer(np.concatenate(sent), answer_words * len(sent)))
         replies = np.concatenate(answers).reshape(len(codes), answer_words)
         counters = tuple(dict(zip(COUNTERS, map(int, row), strict=True)) for row in replies[:, :len(COUNTERS)])
-        return RunResult(self._from_words(replies[:, len(COUNTERS):], target), counters)
+        return RunResult(self._from_words(replies[:, len(COUNTERS):], target, program), counters)
 
     def run_layers(self, program: Program, sample: Codes) -> Iterator[tuple[str, Codes, dict[str, int]]]:
         """Run one sample layer by layer, int8 (channels, height, width).
@@ -174,7 +174,7 @@ class StreamDevice:
             ]), len(COUNTERS) + self._tensor_host_words(target, program))
             first += count
             counters = dict(zip(COUNTERS, map(int, words[:len(COUNTERS)]), strict=True))
-            yield node.name, self._from_words(words[None, len(COUNTERS):], target)[0], counters
+            yield node.name, self._from_words(words[None, len(COUNTERS):], target, program)[0], counters
 
     # Words -----------------------------------------------------------------------------------------------------
 
@@ -193,10 +193,11 @@ class StreamDevice:
         """Write one sample: (channels, height, width) to words of ``rows * lanes`` channels of a pixel."""
         placement = program.placements[program.graph.input]
         channels, height, width = sample.shape
-        depth = self.config.depth
-        words = -(-channels // depth)
-        padded = np.zeros((words * depth, height * width), dtype=np.int8)
-        padded[:channels] = sample.reshape(channels, -1)
+        depth, pixels = self.config.depth, height * width
+        words = placement.words // pixels
+        # Lanes without a channel hold the zero point; next to concatenated tensors it matters what they hold.
+        padded = np.full((words * depth, pixels), program.graph.tensor(program.graph.input).zero_point, dtype=np.int8)
+        padded[placement.lanes(channels)] = sample.reshape(channels, -1)
         per_pixel = padded.reshape(words, depth, -1).transpose(0, 2, 1).reshape(-1, depth)
         return self._write(_bank(placement.bank), placement.address,
                            pack_words(per_pixel, self.config.act_bits).reshape(-1))
@@ -205,13 +206,14 @@ class StreamDevice:
         placement = program.placements[tensor.name]
         return _command(Opcode.READ, _bank(placement.bank), placement.address, placement.words)
 
-    def _from_words(self, words: Words, tensor: Tensor) -> Codes:
+    def _from_words(self, words: Words, tensor: Tensor, program: Program) -> Codes:
         """Undo the layout of :meth:`_write_input`: (batch, host words) to (batch, channels, height, width)."""
         batch, depth = len(words), self.config.depth
         rows = words.reshape(-1, self._host_words(Target.ACTIVATION_0))
         values = unpack_words(rows, self.config.act_bits, depth).astype(np.int8)
         planes = values.reshape(batch, -1, tensor.height * tensor.width, depth).transpose(0, 1, 3, 2)
-        return planes.reshape(batch, -1, tensor.height, tensor.width)[:, :tensor.channels]
+        lanes = program.placements[tensor.name].lanes(tensor.channels)
+        return planes.reshape(batch, -1, tensor.height, tensor.width)[:, lanes]
 
     def _chunks(self, codes: Codes, program: Program) -> Iterator[Codes]:
         """Cut a batch into what is sent at a time, packed."""

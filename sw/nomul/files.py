@@ -200,9 +200,12 @@ def save_program(program: "Program", path: str | Path) -> Path:
             "graph": _write_graph(program.graph, folder / "graph"),
             "input_window": [int(size) for size in program.input_window],
             "layers": [{"node": layer.node, "macs": int(layer.macs),
+                        "weights": [int(layer.weights.start), int(layer.weights.stop)],
                         "values": {field: int(value) for field, value in layer.values.items()}}
                        for layer in program.layers],
-            "placements": {name: {"bank": int(place.bank), "address": int(place.address), "words": int(place.words)}
+            "placements": {name: {"bank": int(place.bank), "address": int(place.address), "words": int(place.words),
+                                  "channels": integers(channel for channel, _ in place.segments),
+                                  "lanes": integers(lane for _, lane in place.segments)}
                            for name, place in program.placements.items()},
         }
         write(folder, _PROGRAM, content, {name: getattr(program, name) for name in _MEMORIES})
@@ -243,7 +246,8 @@ def _parse_program(content: Record, arrays: Arrays, graph: Graph) -> "Program":
     if config.act_bits != graph.act_bits:
         raise ValueError("its graph has activations of another width than its configuration says")
     layers = [Layer(record.string("node"), {field: record.record("values").integer(field)
-                                            for field in record.record("values").values}, record.integer("macs"))
+                                            for field in record.record("values").values}, record.integer("macs"),
+                    range(*record.integers("weights", 2)))
               for record in content.records("layers")]
     placements = {name: _parse_placement(content.record("placements").record(name), config)
                   for name in content.record("placements").values}
@@ -268,9 +272,13 @@ def _parse_program(content: Record, arrays: Arrays, graph: Graph) -> "Program":
 def _parse_placement(record: Record, config: ArrayConfig) -> "Placement":
     from .compiler import Placement
 
-    place = Placement(record.integer("bank"), record.integer("address"), record.integer("words"))
+    channels, lanes = record.integers("channels"), record.integers("lanes")
+    place = Placement(record.integer("bank"), record.integer("address"), record.integer("words"),
+                      tuple(zip(channels, lanes, strict=True)))
     if place.bank not in (0, 1) or place.address < 0 or place.address + place.words > config.memory.activations:
         raise FileFormatError(f"{record.where}: lies outside the activation memory")
+    if place.segments[:1] != ((0, 0),) or list(channels) != sorted(set(channels)) or list(lanes) != sorted(set(lanes)):
+        raise FileFormatError(f"{record.where}: its channels are not in order")
     return place
 
 

@@ -95,7 +95,8 @@ def copied_shape(network: NetworkShape) -> tuple[NetworkShape, dict[str, str]]:
                 parts.add(part)
                 inputs.append(part)
             joined.append(node)
-            node = replace(node, inputs=tuple(inputs))
+            if tuple(inputs) != node.inputs:
+                node = replace(node, inputs=tuple(inputs))
         elif node.skip is not None and not _tie(ties, node.input, node.skip, 1):
             node = replace(node, skip=copy(node.name, node.skip))
             assert node.skip is not None
@@ -141,7 +142,7 @@ def with_copies(graph: Graph) -> tuple[Graph, dict[str, str]]:
         else:
             node = by_name[layer.name]
             assert isinstance(node, Node)
-            nodes.append(replace(node, skip=layer.skip))
+            nodes.append(node if node.skip == layer.skip else replace(node, skip=layer.skip))
     return (replace(graph, tensors=tuple(tensors), nodes=tuple(nodes)) if nodes != list(graph.nodes) else graph), owners
 
 

@@ -96,6 +96,7 @@ def pack_input(graph: Graph, window: Window, codes: Codes) -> Codes:
     if window == (1, 1):
         return codes
     first = graph.nodes[0]
+    assert isinstance(first, Conv)
     source, target = graph.tensor(graph.input), graph.tensor(first.output)
     tall, wide = window[0] > 1, window[1] > 1
     top, left, bottom, right = first.padding

@@ -22,6 +22,7 @@ from nomul_hw.config import ArrayConfig
 
 from ..graph import Concat
 from ..shapes import NetworkShape
+from .program import Segments, segment_lanes
 
 __all__ = ["Lanes", "channel_lanes", "parents"]
 
@@ -37,14 +38,14 @@ class Lanes:
     depth : int
         Lanes of a word.
     segments : tuple of (int, int)
-        Channels without a gap between them: the first channel, and its lane. The first segment is (0, 0).
+        Which lanes the channels lie in.
     filled : int
         Lanes that whatever writes the tensor fills: all up to the last channel's, at least.
     """
 
     channels: int
     depth: int
-    segments: tuple[tuple[int, int], ...]
+    segments: Segments
     filled: int
 
     @property
@@ -70,11 +71,8 @@ class Lanes:
 
     @cached_property
     def positions(self) -> npt.NDArray[np.int64]:
-        """The lane of every channel, ascending; shape (channels,)."""
-        positions = np.arange(self.channels)
-        for channel, lane in self.segments:
-            positions[channel:] = np.arange(lane, lane + self.channels - channel)
-        return positions
+        """The lane of every channel, ascending, int64 (channels,)."""
+        return segment_lanes(self.segments, self.channels)
 
     def lane(self, channel: int) -> int:
         """The lane of one channel."""

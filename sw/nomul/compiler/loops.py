@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nomul_hw.config import WINDOW, ArrayConfig
-from nomul_hw.descriptor import ADDRESS_BITS, DESCRIPTOR, LayerOp
+from nomul_hw.descriptor import ADDRESS_BITS, DESCRIPTOR, LOOPS, LayerOp
 from nomul_hw.timing import hold_cycles, run_cycles
 
 from ..shapes import LayerShape, NetworkShape, TensorShape
@@ -30,9 +30,13 @@ MAX_COORDINATE = 1 << 12
 #: Word addresses, and steps between them, are modulo this.
 ADDRESSES = 1 << ADDRESS_BITS
 
-#: Smallest and largest value of every descriptor field.
-_RANGES = {field.name: (-(1 << field.bits - 1) if field.signed else 0, (1 << field.bits - field.signed) - 1)
-           for field in DESCRIPTOR}
+#: Descriptor fields of every loop.
+_LOOP_FIELDS = [(f"count_{level}", f"step_{level}", f"x_step_{level}", f"y_step_{level}") for level in range(LOOPS)]
+
+#: What a layer can be too large for: descriptor fields, their smallest and largest value.
+_BOUNDS = [(field.name, -(1 << field.bits - 1) if field.signed else 0, (1 << field.bits - field.signed) - 1)
+           for field in DESCRIPTOR
+           if field.name.startswith(("count_", "x_", "y_", "hold", "edge_lanes", "in_width", "in_height"))]
 
 
 class _Loop(NamedTuple):
@@ -135,7 +139,7 @@ class Geometry:
                          (LayerOp.MAX_POOL, LayerOp.MAX_WINDOW))
         if not _fits_window(layer, self.source, self.target, self.depthwise, config):
             return plain
-        if not layer.planes:
+        if layer.planes == 0:
             return window
         # Whether pairs of columns can be read at once turns out when there are addresses; mostly they can.
         return min(((self._cycles(window, pair=layer.stride[1] == 2), window), (self._cycles(plain), plain)),
@@ -147,6 +151,12 @@ class Geometry:
             return _total_cycles(self.config, self._strips(op, pair))
         except CompileError:
             return inf
+
+    @property
+    def planes(self) -> int:
+        """Passes over the input that a convolution's weights take on the array; 0 where it cannot run there."""
+        assert self.layer.planes is not None
+        return self.layer.planes
 
     @property
     def blocks(self) -> int:
@@ -230,7 +240,7 @@ class Geometry:
         first_weight = 0
         for run in runs:
             rows = target.height
-            keeps_sums = run.words * layer.taps * layer.planes > 1
+            keeps_sums = run.words * layer.taps * self.planes > 1
             if keeps_sums:
                 rows = min(rows, config.memory.accumulators // target.width)
                 if not rows:
@@ -245,7 +255,7 @@ class Geometry:
             for top in range(0, target.height, rows):
                 height = min(rows, target.height - top)
                 values = self._values(LayerOp.CONV, [
-                    *self._pixels(height), _Loop(run.words, self.source.pixels), *self._kernel, _Loop(layer.planes),
+                    *self._pixels(height), _Loop(run.words, self.source.pixels), *self._kernel, _Loop(self.planes),
                     _Loop(run.blocks, run.step * self.source.pixels)], top * layer.stride[0] - layer.padding[0])
                 pixels = height * target.width
                 yield self._strip(
@@ -254,7 +264,7 @@ class Geometry:
                     first_output=lane // config.depth * target.pixels + top * target.width)
 
     def _run_weights(self, run: Run) -> int:
-        return run.blocks * run.words * self.layer.taps * self.layer.planes * self.config.rows
+        return run.blocks * run.words * self.layer.taps * self.planes * self.config.rows
 
     def _channels(self, start: int, stop: int) -> int:
         """How many output channels lie in a range of lanes."""
@@ -317,12 +327,12 @@ class Geometry:
 
     def _window_strips(self, op: LayerOp, pair: bool) -> Iterator[Strip]:
         layer, source, target = self.layer, self.source, self.target
-        rows = _Positions.along(layer.kernel[0], layer.stride[0], layer.padding[0], target.height)
-        columns = _Positions.along(layer.kernel[1], layer.stride[1], layer.padding[1], target.width,
+        rows = _Visits.along(layer.kernel[0], layer.stride[0], layer.padding[0], target.height)
+        columns = _Visits.along(layer.kernel[1], layer.stride[1], layer.padding[1], target.width,
                                    at_once=1 + pair, least=2)
         step = 1 + pair
         values = self._values(op, [
-            _ONCE, _ONCE, _Loop(columns.count, step, x=step), _Loop(rows.count, source.width, y=1),
+            _ONCE, _ONCE, _Loop(columns.positions, step, x=step), _Loop(rows.positions, source.width, y=1),
             _Loop(self.writes.filled_words, source.pixels), _ONCE, _ONCE], rows.start, columns.start)
         values |= {
             "pair": int(pair),
@@ -345,7 +355,7 @@ class Geometry:
         layer, config = self.layer, self.config
         # In groups, unused lanes have a weight of zero: the last word that a block reads need not be the tensor's last.
         edge = self.reads.used - (self.reads.words - 1) * config.depth if layer.groups == 1 else config.depth
-        return {
+        values = {
             "op": int(op),
             "hold": hold_cycles(config, op, layer.taps),
             "edge_lanes": edge,
@@ -353,40 +363,40 @@ class Geometry:
             "in_height": self.source.height,
             "x_start": -layer.padding[1] if x_start is None else x_start,
             "y_start": -layer.padding[0] if y_start is None else y_start,
-            **_loop_values(loops),
         }
+        _add_loops(values, loops)
+        return values
 
     def _strip(self, values: dict[str, int], *, first_word: int = 0, first_output: int = 0, first_parameter: int = 0,
                weights: range = range(0), sums: int = 0, macs: int = 0) -> Strip:
-        for name, value in values.items():
-            low, high = _RANGES[name]
-            if not low <= value <= high:
+        for name, low, high in _BOUNDS:
+            if not low <= values[name] <= high:
                 raise CompileError(f"layer {self.layer.name!r} is too large for a descriptor: field {name} must be in "
-                                   f"{low}..{high}, not {value}")
+                                   f"{low}..{high}, not {values[name]}")
         first_tap = first_word * self.source.pixels + values["y_start"] * self.source.width + values["x_start"]
         return Strip(values, first_tap, first_output, first_parameter, weights, sums, macs)
 
 
-class _Positions(NamedTuple):
+class _Visits(NamedTuple):
     """What the window unit visits along one axis of a map.
 
     Parameters
     ----------
     start : int
         Coordinate of the first position, the later one of a pair.
-    count : int
+    positions : int
         Positions; the last completes a window.
     skip : int
         Positions before the first that completes one.
     """
 
     start: int
-    count: int
+    positions: int
     skip: int
 
     @classmethod
     def along(cls, kernel: int, stride: int, before: int, outputs: int, at_once: int = 1, least: int = 1
-              ) -> "_Positions":
+              ) -> "_Visits":
         """Visit an axis that has ``before`` coordinates of padding in front, ``at_once`` coordinates per position.
 
         In front of the first position everything reads as padding, so it need not lie before the map; unless it takes
@@ -412,23 +422,22 @@ def _fits_window(layer: LayerShape, source: TensorShape, target: TensorShape, de
         return False
     if not (depthwise and layer.native if layer.kind == "conv" else layer.kind == "max" and layer.taps > 1):
         return False
-    columns = _Positions.along(layer.kernel[1], layer.stride[1], layer.padding[1], target.width, least=2)
-    return columns.count <= config.memory.lines
+    columns = _Visits.along(layer.kernel[1], layer.stride[1], layer.padding[1], target.width, least=2)
+    return columns.positions <= config.memory.lines
 
 
 def _total_cycles(config: ArrayConfig, strips: Iterable[Strip]) -> int:
     return sum(counters["total"] for counters in run_cycles(config, [strip.values for strip in strips]))
 
 
-def _loop_values(loops: Sequence[_Loop]) -> dict[str, int]:
-    """Descriptor values of a loop nest: a step of a loop also rewinds the loops inside it."""
-    values: dict[str, int] = {}
+def _add_loops(values: dict[str, int], loops: Sequence[_Loop]) -> None:
+    """Add the descriptor values of a loop nest: a step of a loop also rewinds the loops inside it."""
     address = x = y = 0  # what the loops inside have moved
-    for level, loop in enumerate(loops):
-        last = loop.iterations - 1
-        values[f"count_{level}"] = last
-        values[f"step_{level}"] = (loop.address - address) % ADDRESSES
-        values[f"x_step_{level}"] = loop.x - x
-        values[f"y_step_{level}"] = loop.y - y
-        address, x, y = address + last * loop.address, x + last * loop.x, y + last * loop.y
-    return values
+    for (count, step, x_step, y_step), (iterations, by_address, by_x, by_y) in zip(_LOOP_FIELDS, loops, strict=True):
+        values[count] = last = iterations - 1
+        values[step] = (by_address - address) % ADDRESSES
+        values[x_step] = by_x - x
+        values[y_step] = by_y - y
+        address += last * by_address
+        x += last * by_x
+        y += last * by_y

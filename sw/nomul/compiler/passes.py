@@ -23,6 +23,8 @@ def with_passes(
 ) -> NetworkShape:
     """Say of every convolution whether the array's format holds its weights, and how many planes they take.
 
+    What is known already stays.
+
     Parameters
     ----------
     weights : mapping of str to int32 array, optional
@@ -35,7 +37,7 @@ def with_passes(
     """
     nodes = []
     for node in network.nodes:
-        if isinstance(node, LayerShape) and node.kind == "conv":
+        if isinstance(node, LayerShape) and node.kind == "conv" and node.planes is None:
             fmt = node.format or config.format
             node = _with_passes(node, fmt.levels if weights is None else weights[node.name], network, config)
         nodes.append(node)

@@ -9,13 +9,15 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from nomul_hw.config import ArrayConfig
-from nomul_hw.descriptor import LayerOp
 
 from ..shapes import NetworkShape
-from .allocation import CompileError, allocate
+from .allocation import allocate
 from .banks import copied_shape
+from .errors import CompileError
 from .input_packing import packed_shape, packing_windows
-from .loops import ADDRESSES, operation, parameter_words, strips, weight_words
+from .lanes import channel_lanes
+from .loops import ADDRESSES, Geometry
+from .passes import with_passes
 from .program import Placement
 
 __all__ = ["MAX_STRIP", "Plan", "PlannedLayer", "plan_network", "with_enough_accumulators"]
@@ -38,12 +40,15 @@ class PlannedLayer(NamedTuple):
         Descriptor values, by field.
     macs : int
         Multiply-accumulates of one sample, padding counted; 0 for a pool.
+    weights : range
+        Words of weight memory that it reads.
     """
 
     node: str
     owner: str
     values: dict[str, int]
     macs: int
+    weights: range
 
 
 @dataclass(frozen=True)
@@ -56,6 +61,9 @@ class Plan:
         Height and width of the first convolution's window that the host packs into channels; (1, 1) for none.
     layers : tuple of PlannedLayer
         In execution order.
+    geometries : tuple of Geometry
+        Of the layers of the network, packed and with its copies; what the array's memories of weights and parameters
+        hold follows them.
     placements : mapping of str to Placement
         Where each tensor lies in the activation banks; the input as it is sent, packed.
     memory : mapping of str to int
@@ -64,6 +72,7 @@ class Plan:
 
     window: tuple[int, int]
     layers: tuple[PlannedLayer, ...]
+    geometries: tuple[Geometry, ...]
     placements: Mapping[str, Placement]
     memory: Mapping[str, int]
 
@@ -72,7 +81,8 @@ def plan_network(network: NetworkShape, config: ArrayConfig, *, fit: bool = True
     """Plan how an accelerator runs a network.
 
     A layer whose output has more pixels than there are accumulators runs as several strips of rows. A first
-    convolution of few channels has its window packed into channels, as far as the memories allow.
+    convolution of few channels has its window packed into channels, and a grouped one runs as several descriptors,
+    as far as the memories allow.
 
     Parameters
     ----------
@@ -85,50 +95,60 @@ def plan_network(network: NetworkShape, config: ArrayConfig, *, fit: bool = True
     CompileError
         If the accelerator cannot run a layer, or the network does not fit its memories.
     """
-    for window in packing_windows(network, config):
+    network = with_passes(network, config)
+    grouped = any(layer.groups > 1 for layer in network.layers)
+    choices = [(window, compact) for window in packing_windows(network, config)
+               for compact in ((False, True) if grouped and fit else (False,))]
+    for window, compact in choices:
         try:
-            return _plan(network, window, config, fit)
+            return _plan(network, window, config, fit, compact)
         except CompileError:
-            if window == (1, 1):
+            if (window, compact) == choices[-1]:
                 raise
     raise AssertionError("no packing is always possible")
 
 
-def _plan(original: NetworkShape, window: tuple[int, int], config: ArrayConfig, fit: bool) -> Plan:
+def _plan(original: NetworkShape, window: tuple[int, int], config: ArrayConfig, fit: bool, compact: bool) -> Plan:
     """Plan a network with a window of its first convolution packed into channels."""
     network, owners = copied_shape(packed_shape(original, window))
-    placements, activations = allocate(network, config, config.memory.activations if fit else None)
+    lanes = channel_lanes(network, config)
+    geometries = [
+        Geometry(layer, network.tensor(layer.input), network.tensor(layer.output), lanes[layer.input],
+                 lanes[layer.output], network.depthwise(layer), config, compact) for layer in network.layers]
+    written = {geometry.target.name: geometry.written_words for geometry in geometries}
+    placements, activations = allocate(network, lanes, written, config, config.memory.activations if fit else None)
     layers: list[PlannedLayer] = []
     parameters = weights = accumulators = 0
-    for layer in network.layers:
-        source, target = network.tensor(layer.input), network.tensor(layer.output)
-        read, written = placements[layer.input], placements[layer.output]
-        where = {"in_bank": read.bank, "out_bank": written.bank, "parameter_base": parameters, "weight_base": weights}
+    for geometry in geometries:
+        layer, target = geometry.layer, geometry.target
+        read, put = placements[layer.input], placements[layer.output]
+        where = {"in_bank": read.bank, "out_bank": put.bank, "out_plane": target.pixels % ADDRESSES}
         if layer.skip is not None:
-            where |= {"skip": 1, "skip_address": (placements[layer.skip].address - written.address) % ADDRESSES}
-        for strip in strips(layer, source, target, config):
-            layers.append(PlannedLayer(layer.name, owners.get(layer.name, layer.name), {
-                **strip.values, **where,
-                "in_address": (read.address + strip.first_tap) % ADDRESSES,
-                "out_address": written.address + strip.first_output,
-                "out_plane": target.pixels,
-            }, strip.macs))
+            where |= {"skip": 1, "skip_address": (placements[layer.skip].address - put.address) % ADDRESSES}
+        for strip in geometry.strips(pair=read.bank != put.bank):
+            used = range(weights + strip.weights.start, weights + strip.weights.stop)
+            strip.values.update(where, in_address=(read.address + strip.first_tap) % ADDRESSES,
+                                out_address=put.address + strip.first_output,
+                                parameter_base=parameters + strip.first_parameter,
+                                weight_base=used.start if used and config.weights == "memory" else 0)
+            layers.append(PlannedLayer(layer.name, owners.get(layer.name, layer.name), strip.values, strip.macs, used))
             accumulators = max(accumulators, strip.sums)
-        parameters += parameter_words(layer, target, config)
-        weights += weight_words(layer, source, target, config)
+        parameters += geometry.parameter_words
+        weights += geometry.weight_words
 
     memory = {"activations": activations, "weights": weights, "parameters": parameters, "accumulators": accumulators,
               "layers": len(layers)}
-    for what in ("weights", "parameters", "layers") if fit else ():
+    limited = ["parameters", "layers"] if config.weights == "stream" else ["weights", "parameters", "layers"]
+    for what in limited if fit else ():
         depth = getattr(config.memory, what)
         if memory[what] > depth:
             raise CompileError(f"the network needs {memory[what]} words of memory.{what}, the array has {depth}: "
                                f"set memory.{what} to at least {memory[what]}")
-    return Plan(window, tuple(layers), placements, memory)
+    return Plan(window, tuple(layers), tuple(geometries), placements, memory)
 
 
 def with_enough_accumulators(network: NetworkShape, config: ArrayConfig) -> ArrayConfig:
     """Give an array the accumulators that a network can use: its largest map, or strips of :data:`MAX_STRIP` pixels."""
-    maps = [network.tensor(layer.output) for layer in network.layers if operation(layer) is LayerOp.CONV]
+    maps = [network.tensor(layer.output) for layer in network.layers if layer.kind == "conv"]
     needed = max((max(tensor.width, min(tensor.pixels, MAX_STRIP)) for tensor in maps), default=2)
     return replace(config, memory=replace(config.memory, accumulators=max(2, needed)))
