@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from nomul.compiler.packing import unpack_words
+from nomul.compiler.packing import pack_words, unpack_words
 from nomul_hw.arithmetic import act_range, requantize
 from nomul_hw.config import ArrayConfig
 from nomul_hw.descriptor import (
@@ -66,8 +66,8 @@ class Machine:
             for target, depth in ((Target.PROGRAM, config.memory.layers * DESCRIPTOR_WORDS),
                                   (Target.PARAMETER, config.memory.parameters), (Target.WEIGHT, weights))
         }
-        #: What comes from outside, if weights do: host words, (words, host words of one).
-        self.stream: Iterator[Array] = iter(())
+        #: What every run takes of weights, if they come from outside: host words, (words, host words of one).
+        self.stream = np.zeros((0, 1), dtype=np.uint32)
         self.counters = dict.fromkeys(COUNTERS, 0)
         self._corrections = config.product.corrections(config.format.levels)
         #: Descriptors of the layers that ran.
@@ -95,6 +95,10 @@ class Machine:
         assert len(answered) == replies
         return answered
 
+    def feed(self, words: np.ndarray) -> None:
+        """Take the weights of every run from now on."""
+        self.stream = words.reshape(-1, -(-self.config.weight_word_bits // HOST_BITS))
+
     def _write(self, target: Target, address: int, words: np.ndarray) -> None:
         if target in (Target.ACTIVATION_0, Target.ACTIVATION_1):
             values = unpack_words(words, self.config.act_bits, self.config.depth)
@@ -106,18 +110,13 @@ class Machine:
     def _read(self, target: Target, address: int, count: int) -> np.ndarray:
         match target:
             case Target.IDENTITY:
-                return np.array([self.config.identity], dtype=np.uint32)
+                return np.array([self.config.identity, 0], dtype=np.uint32)[address:address + count]
             case Target.COUNTER:
                 return np.array(list(self.counters.values()), dtype=np.uint32)
             case Target.ACTIVATION_0 | Target.ACTIVATION_1:
                 values = self.banks[target - Target.ACTIVATION_0, address:address + count]
                 assert len(values) == count
-                bits = self.config.act_bits
-                packed = [sum((int(v) & (1 << bits) - 1) << bits * lane for lane, v in enumerate(row))
-                          for row in values]
-                size = -(-target_word_bits(self.config, target) // HOST_BITS)
-                return np.array([[word >> HOST_BITS * i & 0xFFFFFFFF for i in range(size)] for word in packed],
-                                dtype=np.uint32)
+                return pack_words(values, self.config.act_bits)
         raise AssertionError(f"{target.name} cannot be read")
 
     def _run(self, address: int, count: int) -> None:
@@ -128,8 +127,10 @@ class Machine:
             self.ran.append(unpack(DESCRIPTOR, sum(int(word) << HOST_BITS * i for i, word in enumerate(words))))
         cycles = list(run_cycles(self.config, self.ran))
         self.counters = {name: sum(each[name] for each in cycles) for name in COUNTERS}
+        self._streamed = 0
         for layer in self.ran:
             self._layer(layer)
+        assert self.config.weights == "memory" or self._streamed == len(self.stream)
 
     # One layer ---------------------------------------------------------------------------------------------------
 
@@ -179,26 +180,24 @@ class Machine:
         return act_range(self.config.act_bits)[0] if layer["pad_low"] else 0
 
     def _convolve(self, layer: dict[str, int], inputs: Array) -> None:
-        config = self.config
+        config, pad = self.config, self._padding(layer)
         counts = [layer[f"count_{level}"] + 1 for level in range(LOOPS)]
-        x, y = np.arange(counts[0]), np.arange(counts[1])[:, None]
-        pad = self._padding(layer)
-        passes = counts[2] * counts[3] * counts[4] * counts[5]
-        assert passes == 1 or counts[0] * counts[1] <= config.memory.accumulators
-        tiles = self._weights(layer, passes * counts[6], config.rows)
+        pixels, passes = counts[0] * counts[1], counts[2] * counts[3] * counts[4]
+        assert passes * counts[5] == 1 or pixels <= config.memory.accumulators
+        tiles = self._weights(layer, passes * counts[5] * counts[6], config.rows)
+        ky, kx, word, y, x = np.meshgrid(*map(np.arange, reversed(counts[:5])), indexing="ij", sparse=True)
         for block in range(counts[6]):
-            sums = np.zeros((counts[0] * counts[1], config.cols), dtype=np.int64)
-            for plane, ky, kx, word in product(*map(range, (counts[5], counts[4], counts[3], counts[2]))):
-                if plane and (ky, kx, word) == (0, 0, 0) and layer["shifts"] >> plane & 1:
+            sums = np.zeros((pixels, config.cols), dtype=np.int64)
+            for plane in range(counts[5]):
+                if plane and layer["shifts"] >> plane & 1:
                     sums = signed(sums << config.plane_shift, config.acc_bits)
                 acts = self._fetch(layer, inputs, self._walk(layer, x, y, word, kx, ky, plane, block), pad)
-                acts = acts.reshape(-1, config.depth)
-                if word == counts[2] - 1:
-                    acts[:, layer["edge_lanes"]:] = pad
-                levels = next(tiles).reshape(config.rows, config.cols, config.lanes)
-                levels = levels.transpose(0, 2, 1).reshape(config.depth, config.cols)
-                raw = acts @ levels - self._corrected(levels).sum(axis=0)
-                sums = signed(sums + raw, config.acc_bits)
+                acts[:, :, -1, ..., layer["edge_lanes"]:] = pad
+                for word_acts in acts.reshape(passes, pixels, config.depth):
+                    levels = next(tiles).reshape(config.rows, config.cols, config.lanes)
+                    levels = levels.transpose(0, 2, 1).reshape(config.depth, config.cols)
+                    raw = word_acts @ levels - self._corrected(levels).sum(axis=0)
+                    sums = signed(sums + raw, config.acc_bits)
             self._output(layer, block * config.column_chunks, sums)
 
     def _pool(self, layer: dict[str, int], inputs: Array) -> None:
@@ -263,7 +262,8 @@ class Machine:
             start = layer["weight_base"]
             taken = self.memories[Target.WEIGHT][start:start + tiles * words]
         else:
-            taken = np.array([next(self.stream) for _ in range(tiles * words)], dtype=np.uint32)
+            taken = self.stream[self._streamed:self._streamed + tiles * words]
+            self._streamed += tiles * words
         assert len(taken) == tiles * words
         codes = unpack_words(taken, config.format.bits, config.cols * config.lanes) % (1 << config.format.bits)
         levels = config.format.decode(codes).astype(np.int64)

@@ -20,6 +20,7 @@ from .accumulator import Accumulator
 from .array import SystolicArray
 from .channel import ChannelUnit
 from .config import ArrayConfig
+from .contents import Contents
 from .descriptor import HOST_BITS, LayerOp, Target
 from .fetch import AddressGenerator, Padding
 from .host import HostPort
@@ -40,6 +41,8 @@ class Accelerator(wiring.Component):
     ----------
     config : ArrayConfig
         What to build.
+    contents : Contents, optional
+        A program to bake in: then the host writes the input, runs it and reads the output, and loads nothing.
 
     Members
     -------
@@ -52,8 +55,9 @@ class Accelerator(wiring.Component):
         on, and the next run's not before that begins, is what :mod:`nomul_hw.timing` counts.
     """
 
-    def __init__(self, config: ArrayConfig):
+    def __init__(self, config: ArrayConfig, contents: Contents | None = None):
         self.config = config
+        self.contents = contents
         super().__init__({
             "i": In(stream.Signature(HOST_BITS)),
             "o": Out(stream.Signature(HOST_BITS)),
@@ -64,15 +68,16 @@ class Accelerator(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         config = self.config
-        m.submodules.host = host = HostPort(config)
-        m.submodules.sequencer = sequencer = Sequencer(config)
+        tables, baked = (self.contents.tables, self.contents.identity) if self.contents else ({}, 0)
+        m.submodules.host = host = HostPort(config, baked)
+        m.submodules.sequencer = sequencer = Sequencer(config, tables.get(Target.PROGRAM))
         m.submodules.generator = generator = AddressGenerator(config)
         m.submodules.padding = padding = Padding(config)
         m.submodules.loader = loader = WeightLoader(config)
         m.submodules.array = array = SystolicArray(config)
         m.submodules.accumulator = accumulator = Accumulator(config)
         m.submodules.channel = channel = ChannelUnit(config)
-        m.submodules.output = output = OutputStage(config)
+        m.submodules.output = output = OutputStage(config, tables.get(Target.PARAMETER))
         banks = []
         for index in range(2):
             m.submodules[f"bank_{index}"] = bank = BlockRAM(
@@ -120,7 +125,8 @@ class Accelerator(wiring.Component):
             wiring.connect(m, weights.r_stream, loader.words)
             m.d.comb += self.busy.eq(sequencer.busy)
         else:
-            m.submodules.weights = weights = BlockRAM(width=config.weight_word_bits, depth=config.memory.weights)
+            m.submodules.weights = weights = BlockRAM(
+                width=config.weight_word_bits, depth=config.memory.weights, table=tables.get(Target.WEIGHT))
             m.d.comb += [
                 weights.read_address.eq(loader.address),
                 weights.read_enable.eq(loader.enable),

@@ -12,6 +12,7 @@ from amaranth.lib.wiring import In, Out
 from .config import ArrayConfig
 from .descriptor import LOOPS, LayerOp
 from .layouts import address_bits, descriptor_layout, token_layout, window_layout
+from .planes import MAX_PLANES
 
 __all__ = ["AddressGenerator", "Padding"]
 
@@ -97,15 +98,18 @@ class AddressGenerator(wiring.Component):
 
         # Loops 0 and 1 run over pixels in a convolution, over taps in a pool; 2, 3 (and 4, 5) the other way round.
         # In a window layer 2 and 3 run over the input: its last word of a window is the one at the right place.
-        shifts = Signal(len(layer.shifts))
-        m.d.comb += shifts.eq(layer.shifts)
+        shifts = Signal()
+        with m.Switch(counts[5]):
+            for plane in range(MAX_PLANES):
+                with m.Case(plane):
+                    m.d.comb += shifts.eq(layer.shifts[plane])
         is_depthwise = Signal()
         m.d.comb += is_depthwise.eq(is_window & (layer.op == LayerOp.DEPTHWISE))
         m.d.comb += [
             token.first.eq(Mux(is_conv, at_start[2:6].all(), at_start[0:2].all())),
             token.last.eq(Mux(is_conv, at_end[2:6].all(), at_end[0:2].all())),
             token.tile.eq((is_conv & at_start[0:2].all()) | (is_depthwise & at_start[2:4].all())),
-            token.shift.eq(is_conv & at_start[2:5].all() & shifts.bit_select(counts[5][:4], 1)),
+            token.shift.eq(is_conv & at_start[2:5].all() & shifts),
             token.block_last.eq(at_end[0:4].all() & (at_end[4:6].all() | ~is_conv)),
             token.layer_last.eq(at_end.all()),
             token.pixel.eq(pixel),

@@ -6,7 +6,7 @@ by as many. ``RUN`` runs ``count`` layers, the first at word ``address`` of prog
 after the other: a ``READ`` behind a ``RUN`` is answered when the run is over.
 """
 
-from amaranth.hdl import Module, Signal
+from amaranth.hdl import Module, Mux, Signal
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -21,12 +21,14 @@ class HostPort(wiring.Component):
 
     Writing takes a host word every cycle without a pause. A word that is read takes two cycles before its first host
     word. Reads of targets other than the activation banks, the counters and the identity return 0; unknown opcodes
-    are ignored.
+    are ignored. The identity's word 0 is the configuration's, word 1 that of the program that is baked in.
 
     Parameters
     ----------
     config : ArrayConfig
         Widths of the targets' words, and the identity.
+    baked : int
+        Identity of the program that is baked in; 0 for none.
 
     Members
     -------
@@ -52,8 +54,9 @@ class HostPort(wiring.Component):
         A run is under way; it rises in the cycle after ``run``.
     """
 
-    def __init__(self, config: ArrayConfig):
+    def __init__(self, config: ArrayConfig, baked: int = 0):
         self.config = config
+        self.baked = baked
         self.data_bits = max(target_word_bits(config, target) for target in Target)
         super().__init__({
             "i": In(stream.Signature(HOST_BITS)),
@@ -156,7 +159,7 @@ class HostPort(wiring.Component):
                             with m.Default():
                                 m.d.sync += outgoing.eq(0)
                     with m.Case(Target.IDENTITY):
-                        m.d.sync += outgoing.eq(config.identity)
+                        m.d.sync += outgoing.eq(Mux(self.address[0], self.baked, config.identity))
                     with m.Default():
                         m.d.sync += outgoing.eq(0)
                 m.d.sync += [self.address.eq(self.address + 1), self.count.eq(self.count - 1)]

@@ -2,18 +2,17 @@
 
 All are simple dual-port block RAMs: one read port with a cycle of latency, one write port. The activation banks of a
 machine with a window unit can read at the write port's address, too, in cycles in which nothing is written: that is
-what true dual-port block RAMs do. No part of the machine
-reads a word in the cycle in which it is written, so what such a read returns does not matter; synthesis may be told so
-(``-no-rw-check`` in Yosys), which saves the logic that would make it defined.
+what true dual-port block RAMs do. No part of the machine reads a word in the cycle in which it is written, so what such
+a read returns does not matter; synthesis may be told so (``-no-rw-check`` in Yosys), which saves the logic that would
+make it defined. Those of a baked program (:mod:`nomul_hw.contents`) are only read.
 """
-
-from collections.abc import Sequence
 
 from amaranth.hdl import Module
 from amaranth.lib import wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
+from .contents import Table
 from .layouts import address_bits
 
 __all__ = ["BlockRAM"]
@@ -30,8 +29,8 @@ class BlockRAM(wiring.Component):
         Words.
     parts : int
         Equal parts of a word that can be written on their own.
-    init : sequence of int
-        The first words after power-up; the others are 0.
+    table : Table, optional
+        What the memory holds from power-up on; it is as deep as that, and ignores writes.
     second : bool
         Whether there is a second read port, which shares the write port's address.
 
@@ -53,13 +52,15 @@ class BlockRAM(wiring.Component):
         The second read port, if there is one: reads at ``write_address``.
     """
 
-    def __init__(self, *, width: int, depth: int, parts: int = 1, init: Sequence[int] = (), second: bool = False):
+    def __init__(self, *, width: int, depth: int, parts: int = 1, table: Table | None = None, second: bool = False):
         if width % parts:
             raise ValueError(f"Width {width} must be a multiple of the number of parts, {parts}")
+        if table is not None and table.bits != width:
+            raise ValueError(f"Words of the table must have {width} bits, not {table.bits}")
         self.width = width
-        self.depth = depth
+        self.depth = depth if table is None else len(table.words)
         self.parts = parts
-        self.init = init
+        self.table = table
         self.second = second
         super().__init__({
             "read_address": In(address_bits(depth)),
@@ -73,13 +74,20 @@ class BlockRAM(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        m.submodules.memory = memory = Memory(shape=self.width, depth=self.depth, init=self.init)
-        write = memory.write_port(granularity=self.width // self.parts if self.parts > 1 else None)
+        if self.table is None:
+            memory = Memory(shape=self.width, depth=self.depth, init=())
+            write = memory.write_port(granularity=self.width // self.parts if self.parts > 1 else None)
+            m.d.comb += [
+                write.addr.eq(self.write_address),
+                write.data.eq(self.write_data),
+                write.en.eq(self.write_enable),
+            ]
+        else:
+            memory = Memory(shape=self.width, depth=self.depth, init=self.table.words,
+                            attrs={"contents": self.table.file})
+        m.submodules.memory = memory
         read = memory.read_port()
         m.d.comb += [
-            write.addr.eq(self.write_address),
-            write.data.eq(self.write_data),
-            write.en.eq(self.write_enable),
             read.addr.eq(self.read_address),
             read.en.eq(self.read_enable),
             self.read_data.eq(read.data),

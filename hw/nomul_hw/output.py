@@ -5,6 +5,7 @@ from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
 from .config import ArrayConfig
+from .contents import Table
 from .descriptor import LayerOp
 from .layouts import address_bits, descriptor_layout, parameter_layout, token_layout
 from .memory import BlockRAM
@@ -26,6 +27,8 @@ class OutputStage(wiring.Component):
     ----------
     config : ArrayConfig
         Shape, widths and depths.
+    table : Table, optional
+        Contents of parameter memory, if they are baked in.
 
     Members
     -------
@@ -50,8 +53,9 @@ class OutputStage(wiring.Component):
     #: Cycles from taking a chunk to writing it: chunk register, then requantization.
     latency = OUTPUT_LATENCY
 
-    def __init__(self, config: ArrayConfig):
+    def __init__(self, config: ArrayConfig, table: Table | None = None):
         self.config = config
+        self.table = table
         layout, token = descriptor_layout(), token_layout(config)
         super().__init__({
             "upcoming": In(layout),
@@ -136,7 +140,7 @@ class OutputStage(wiring.Component):
 
         # The chunk's channels, and its parameters from memory beside them.
         m.submodules.parameters = parameters = BlockRAM(
-            width=len(self.parameter_data), depth=config.memory.parameters)
+            width=len(self.parameter_data), depth=config.memory.parameters, table=self.table)
         m.d.comb += [
             parameters.read_address.eq(here.parameters),
             parameters.read_enable.eq(taking),

@@ -5,6 +5,7 @@ from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
 from .config import ArrayConfig
+from .contents import Table
 from .descriptor import COUNTERS, DESCRIPTOR_WORDS, HOST_BITS
 from .layouts import address_bits, descriptor_layout
 from .memory import BlockRAM
@@ -23,6 +24,8 @@ class Sequencer(wiring.Component):
     ----------
     config : ArrayConfig
         Depth of program memory.
+    table : Table, optional
+        Contents of program memory, if they are baked in.
 
     Members
     -------
@@ -47,8 +50,9 @@ class Sequencer(wiring.Component):
         Cycles of the latest run, in the order of :data:`nomul_hw.descriptor.COUNTERS`.
     """
 
-    def __init__(self, config: ArrayConfig):
+    def __init__(self, config: ArrayConfig, table: Table | None = None):
         self.config = config
+        self.table = table
         self.program_words = config.memory.layers * DESCRIPTOR_WORDS
         address = address_bits(self.program_words)
         super().__init__({
@@ -74,7 +78,7 @@ class Sequencer(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        m.submodules.program = program = BlockRAM(width=HOST_BITS, depth=self.program_words)
+        m.submodules.program = program = BlockRAM(width=HOST_BITS, depth=self.program_words, table=self.table)
         m.d.comb += [
             program.write_address.eq(self.program_address),
             program.write_enable.eq(self.program_write),

@@ -18,7 +18,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib import metadata
@@ -26,11 +26,12 @@ from pathlib import Path
 from typing import Any
 
 from amaranth.back import rtlil
-from amaranth.hdl import Cat, ClockSignal, Const, Fragment, Instance
+from amaranth.hdl import Cat, ClockSignal, Const, Fragment, Instance, Module
 from amaranth.lib import wiring
 from amaranth.lib.memory import Memory
 
 from .config import ArrayConfig
+from .contents import Contents
 from .lint import LintReport, lint_verilog
 
 __all__ = ["GenerateError", "Generated", "Netlist", "Port", "YosysError", "generate", "merge_modules", "to_netlist",
@@ -67,8 +68,14 @@ class GenerateError(ValueError):
 _IDENTIFIER = re.compile(r"(?<=\\)[A-Za-z_][A-Za-z0-9_]*[.$][A-Za-z0-9_.$]*")
 _MODULE = re.compile(r"^((?:attribute [^\n]*\n)*)module \\(\S+)\n(.*?)^end$\n*", re.MULTILINE | re.DOTALL)
 _PORT = re.compile(r"^(  wire width (\d+) )(input|output|inout) \d+ (.*\\(\S+))$", re.MULTILINE)
-_MEMORY = re.compile(r"(?<=^  cell )\\(?=\$mem_v2 )", re.MULTILINE)
+_DECLARED_MEMORY = re.compile(r"""^  cell \\memory .*
+    parameter \\WIDTH (\d+)
+    parameter \\SIZE (\d+)
+    parameter \\CONTENTS (".*")
+  end$""", re.MULTILINE)
+_MEMORY_PORT = re.compile(r"(?<=^  cell )\\(?=\$mem(?:rd|wr)_v2 )", re.MULTILINE)
 _UNDEFINED = re.compile(r'"undefined (\d+)"$', re.MULTILINE)
+_CONTENTS = re.compile(r"^  \(\* contents = (\".*\") \*\)\n(  reg .* (\w+) \[(\d+):0\];\n)", re.MULTILINE)
 _CELL = re.compile(r"^  cell \\(\S+) ", re.MULTILINE)
 
 
@@ -112,8 +119,13 @@ def _natural(name: str) -> tuple[Any, ...]:
 
 
 def _memory_cells(text: str) -> str:
-    """Finish the cells that :class:`_Platform` makes of memories: Amaranth can write no such cells and no unknown bits."""
-    return _UNDEFINED.sub(lambda match: f"{match[1]}'" + int(match[1]) * "x", _MEMORY.sub("", text))
+    """Finish what :class:`_Platform` makes of memories: Amaranth has no words for it."""
+    def declaration(match: re.Match[str]) -> str:
+        attribute = f"  attribute \\contents {match[3]}\n" if match[3] != '""' else ""
+        return f"{attribute}  memory width {match[1]} size {match[2]} \\memory"
+
+    text = _DECLARED_MEMORY.sub(declaration, _MEMORY_PORT.sub("", text))
+    return _UNDEFINED.sub(lambda match: f"{match[1]}'" + int(match[1]) * "x", text)
 
 
 def _plain_identifiers(text: str) -> str:
@@ -214,37 +226,31 @@ class _Platform:
     with random or unknown ones find who does. Contents that are wanted stand in a file, which the Verilog reads.
     """
 
-    def get_memory(self, memory: Memory) -> Fragment:
-        """Make the netlist of a memory; what it is initialized with only counts if there is a file of it."""
-        reads, writes = memory.read_ports, memory.write_ports
-        file = {"a_contents": memory.attrs["contents"]} if "contents" in memory.attrs else {}
-        if not file and (any(memory.init) or not writes):
+    def get_memory(self, memory: Memory) -> Fragment | Module:
+        """Make the netlist of a memory."""
+        contents = memory.attrs.get("contents", "")
+        if not contents and (any(memory.init) or not memory.write_ports):
             return memory.elaborate(None)
-        width, undefined = memory.shape, f"undefined {len(reads) * memory.shape}"
-        pairs = len(reads) * len(writes)
-        return Instance(
-            "$mem_v2", **file,
-            p_MEMID="\\memory", p_SIZE=memory.depth, p_OFFSET=0, p_ABITS=len(reads[0].addr), p_WIDTH=width,
-            p_INIT="undefined 1",
-            p_RD_PORTS=len(reads), p_RD_CLK_ENABLE=_bits(1, len(reads)), p_RD_CLK_POLARITY=_bits(1, len(reads)),
-            p_RD_TRANSPARENCY_MASK=_bits(0, pairs), p_RD_COLLISION_X_MASK=_bits(0, pairs),
-            p_RD_WIDE_CONTINUATION=_bits(0, len(reads)), p_RD_CE_OVER_SRST=_bits(0, len(reads)),
-            p_RD_ARST_VALUE=undefined, p_RD_SRST_VALUE=undefined, p_RD_INIT_VALUE=undefined,
-            i_RD_CLK=Cat(ClockSignal(port.domain) for port in reads), i_RD_EN=Cat(port.en for port in reads),
-            i_RD_ARST=Const(0, len(reads)), i_RD_SRST=Const(0, len(reads)),
-            i_RD_ADDR=Cat(port.addr for port in reads), o_RD_DATA=Cat(port.data for port in reads),
-            p_WR_PORTS=len(writes), p_WR_CLK_ENABLE=_bits(1, len(writes)), p_WR_CLK_POLARITY=_bits(1, len(writes)),
-            p_WR_PRIORITY_MASK=_bits(0, len(writes) ** 2), p_WR_WIDE_CONTINUATION=_bits(0, len(writes)),
-            i_WR_CLK=Cat(ClockSignal(port.domain) for port in writes),
-            i_WR_EN=Cat(bit.replicate(width // len(port.en)) for port in writes for bit in port.en),
-            i_WR_ADDR=Cat(port.addr for port in writes), i_WR_DATA=Cat(port.data for port in writes),
-        )
-
-
-def _bits(bit: int, count: int) -> Const:
-    """Repeat a bit; parameters of Yosys' cells have at least one."""
-    count = max(count, 1)
-    return Const(bit * ((1 << count) - 1), count)
+        m = Module()
+        m.submodules.memory = Instance("memory", p_WIDTH=memory.shape, p_SIZE=memory.depth, p_CONTENTS=contents)
+        bit = {value: Const(value, 1) for value in (0, 1)}
+        undefined = f"undefined {memory.shape}"
+        writes = len(memory.write_ports)
+        for index, port in enumerate(memory.write_ports):
+            m.submodules[f"write_{index}"] = Instance(
+                "$memwr_v2", p_MEMID="\\memory", p_ABITS=len(port.addr), p_WIDTH=memory.shape, p_PORTID=index,
+                p_PRIORITY_MASK=Const(0, index), p_CLK_ENABLE=bit[1], p_CLK_POLARITY=bit[1],
+                i_CLK=ClockSignal(port.domain), i_ADDR=port.addr, i_DATA=port.data,
+                i_EN=Cat(part.replicate(memory.shape // len(port.en)) for part in port.en))
+        for index, port in enumerate(memory.read_ports):
+            m.submodules[f"read_{index}"] = Instance(
+                "$memrd_v2", p_MEMID="\\memory", p_ABITS=len(port.addr), p_WIDTH=memory.shape,
+                p_CLK_ENABLE=bit[1], p_CLK_POLARITY=bit[1], p_CE_OVER_SRST=bit[0],
+                p_TRANSPARENCY_MASK=Const(0, writes), p_COLLISION_X_MASK=Const(0, writes),
+                p_ARST_VALUE=undefined, p_SRST_VALUE=undefined, p_INIT_VALUE=undefined,
+                i_CLK=ClockSignal(port.domain), i_EN=port.en, i_ARST=bit[0], i_SRST=bit[0],
+                i_ADDR=port.addr, o_DATA=port.data)
+        return m
 
 
 def to_netlist(component: wiring.Component, name: str) -> Netlist:
@@ -291,7 +297,9 @@ def _write_verilog(netlist: Netlist, run: Callable[[str], str]) -> str:
         f"attrmap {attributes}", f"attrmap -modattr {attributes}",
         "write_verilog",
     ]) + "\n")
-    # Yosys' own first line names its build; what matters of it stands in the manifest.
+    # Yosys keeps the name of the file that a memory's contents stand in, but does not know what it is.
+    text = _CONTENTS.sub(r"\2  initial $readmemh(\1, \3, 0, \4);\n", text)
+    # Its own first line names its build; what matters of it stands in the manifest.
     text = re.sub(r"\A/\*.*?\*/\s*", "", text, flags=re.DOTALL)
     return f"// Generated by nomul; do not edit. Top module: {netlist.top}\n\n{text}"
 
@@ -341,11 +349,13 @@ def _json(data: Mapping[str, Any]) -> str:
     return json.dumps(data, indent=2, sort_keys=True) + "\n"
 
 
-def generate(config: ArrayConfig, directory: str | os.PathLike[str], *, lint: bool = True) -> Generated:
+def generate(config: ArrayConfig, directory: str | os.PathLike[str], *, contents: Contents | None = None,
+             lint: bool = True) -> Generated:
     """Write a configuration's Verilog, its manifest and what the linters say about it.
 
-    ``<config.name>.v``, ``manifest.json``, ``lint.json`` and ``lint.txt``. A file is only touched if its content
-    changes, and appears whole or not at all.
+    ``<config.name>.v``, ``manifest.json``, ``lint.json`` and ``lint.txt``; with a program that is baked in also the
+    files that the Verilog reads it from. A file is only touched if its content changes, and appears whole or not at
+    all.
 
     Parameters
     ----------
@@ -353,6 +363,8 @@ def generate(config: ArrayConfig, directory: str | os.PathLike[str], *, lint: bo
         The array.
     directory : path
         Where to; made if it does not exist.
+    contents : Contents, optional
+        A program to bake in.
     lint : bool
         Whether to run the linters; without them, a report about another Verilog file is removed.
 
@@ -369,10 +381,11 @@ def generate(config: ArrayConfig, directory: str | os.PathLike[str], *, lint: bo
     with _yosys() as run:
         from .accelerator import Accelerator  # after Yosys has started: importing takes time too
 
-        netlist = to_netlist(Accelerator(config), top)
+        netlist = to_netlist(Accelerator(config, contents), top)
         verilog = _write_verilog(netlist, run)
     digest = hashlib.sha256(verilog.encode()).hexdigest()
     file_name = f"{config.name}.v"
+    tables = {table.file: table.text for table in contents.tables.values()} if contents else {}
     manifest = {
         "config": config.to_dict(),
         "config_hash": config.hash,
@@ -383,9 +396,10 @@ def generate(config: ArrayConfig, directory: str | os.PathLike[str], *, lint: bo
         "ports": [asdict(port) for port in netlist.ports],
         "top": top,
         "verilog": {"file": file_name, "sha256": digest},
+        **({"baked": {"identity": contents.identity, "files": sorted(tables)}} if contents else {}),
     }
-    files: dict[str, str | None] = {file_name: verilog}
-    report = lint_verilog(verilog, file_name, top) if lint else None
+    files: dict[str, str | None] = {file_name: verilog, **tables}
+    report = lint_verilog(verilog, file_name, top, tables) if lint else None
     if report is not None:
         files["lint.json"] = _json({"sha256": digest, **report.to_dict()})
         files["lint.txt"] = report.to_text()

@@ -6,7 +6,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from math import prod
 from typing import Any
 
@@ -25,7 +25,7 @@ from .build import BuildError
 from .random_nodes import Case
 from .verilated import VerilatedDevice
 
-__all__ = ["Maker", "Mismatch", "Report", "check_case", "check_cases", "command", "features"]
+__all__ = ["Maker", "Mismatch", "Report", "check_case", "check_cases", "command", "features", "generator"]
 
 #: Makes a case for an array.
 Maker = Callable[[ArrayConfig, np.random.Generator], Case]
@@ -66,7 +66,7 @@ class Report:
     seconds : float
         Wall time, building the simulators included.
     features : Counter of str
-        How many layers had what; see :func:`features`.
+        What the programs had, and how often; see :func:`features`.
     mismatches : list of Mismatch
         At most one per case.
     """
@@ -97,40 +97,42 @@ class Report:
 
 
 def features(program: Program) -> Iterator[str]:
-    """Say what the layers of a program are, one or more words for each: a test must have met them all."""
+    """Say what a program has, in a word or more for every descriptor and concatenation: what a test must have met."""
     graph, config = program.graph, program.config
     nodes = {node.name: node for node in graph.computing}
     for layer in program.layers:
-        values, node = layer.values, nodes[layer.node]
-        op = LayerOp(values["op"])
-        yield op.name.lower().replace("_", " ")
-        if op.is_window:
-            yield f"window groups {config.window_groups}"
-            yield "window pairs" if values["pair"] else f"window strides {values['stride_rows'] + 1} {values['stride_columns'] + 1}"
-        elif config.memory.lines and isinstance(node, Conv) and node.groups == graph.tensor(node.input).channels > 1:
-            yield "depthwise on the array"
-        if op is LayerOp.CONV:
-            if isinstance(node, Conv) and 1 < node.groups < graph.tensor(node.input).channels:
-                yield "groups"
-            if planes := values["count_5"]:
-                yield "planes with shifts" if values["shifts"] else "planes without shifts"
-                yield f"planes {planes + 1}"
+        values, node, op = layer.values, nodes[layer.node], LayerOp(layer.values["op"])
+        kind = op.name.lower().replace("_", " ")
+        if op is LayerOp.MAX_POOL and not (isinstance(node, Pool) and node.kind == "max"):
+            kind = "copy"
+        yield kind
         if values.get("skip"):
-            yield f"residual drop {values['skip_drop']}" if op is LayerOp.CONV else f"residual in {op.name.lower()}"
-    copies = len(program.layers)
-    for node in graph.nodes:
-        if isinstance(node, Concat):
-            parts = [graph.tensor(name).channels for name in node.inputs]
+            yield f"residual in {kind}"
+        if op.is_window:
+            yield f"{kind}, rows by {values['stride_rows'] + 1}"
+            yield f"{kind}, columns by " + ("pairs" if values["pair"] else str(values["stride_columns"] + 1))
+            if op is LayerOp.DEPTHWISE:
+                yield f"window of {config.window_groups} groups of taps"
+        elif isinstance(node, Conv):
+            if node.groups > 1:
+                yield "groups on the array"
+            if node.groups == graph.tensor(node.input).channels > 1 and config.memory.lines:
+                yield "depthwise on the array beside a window unit"
+            if values["count_5"]:
+                yield "planes with shifts" if values["shifts"] else "planes without shifts"
+    for concat in graph.nodes:
+        if isinstance(concat, Concat):
             yield "concat"
-            if any(part % config.depth for part in parts[:-1]):
-                yield "concat gaps"
+            if any(graph.tensor(part).channels % config.depth for part in concat.inputs[:-1]):
+                yield "concat with gaps"
 
 
 def check_case(device: VerilatedDevice, program: Program, inputs: npt.NDArray[np.int8]) -> str | None:
     """Run a program on the RTL and compare it with the golden model and the estimate.
 
-    The batch runs as it would for a user; then its first sample runs layer by layer, so that every layer's output
-    and cycles are seen.
+    The first sample runs layer by layer, each on its own, so that every layer's output and cycles are seen; then in
+    runs of the first layer, the first two, and so on, for what layers do to those behind them. At last the batch runs
+    as it would for a user.
 
     Parameters
     ----------
@@ -153,48 +155,67 @@ def check_case(device: VerilatedDevice, program: Program, inputs: npt.NDArray[np
     """
     graph = program.graph
     expected = golden.run(graph, inputs)
-    result = device.run(program, inputs)
     for node, (name, output, counters) in zip(graph.computing, device.run_layers(program, inputs[0]), strict=True):
         assert name == node.name
-        where = _describe(graph, node)
-        if problem := (_compare_codes(where, output, expected[node.output][0])
-                       or _compare_counters(where, counters, estimate_alone(program, name))):
-            return problem
-    estimate = program.estimate().accounting
-    for sample, total in enumerate(result.counters):
-        where = f"whole run, sample {sample}"
-        if problem := (_compare_codes(where, result.outputs[sample], expected[graph.output][sample])
-                       or _compare_counters(where, total, estimate)):
-            return problem
+        if problem := (_compare_codes(output, expected[node.output][0])
+                       or _compare_counters(counters, estimate_alone(program, name))):
+            return f"{_describe(graph, node)}: {problem}"
+    for node in graph.computing[:-1]:
+        start = _until(program, node)
+        if problem := _check_run(device, start, inputs[:1], expected[node.output]):
+            return f"{_describe(graph, node)}, all layers up to it in one run: {problem}"
+    if problem := _check_run(device, program, inputs, expected[graph.output]):
+        return f"whole run, {problem}"
     if device.transport.settle(8):
         return "the device offers a word that nobody asked for"
     return None
 
 
-def _compare_codes(where: str, got: npt.NDArray[np.int8], expected: npt.NDArray[np.int8]) -> str | None:
+def _until(program: Program, node: Node) -> Program:
+    """The first layers of a program, up to a node whose output is then the network's."""
+    count = 1 + max(index for index, layer in enumerate(program.layers) if layer.node == node.name)
+    graph = replace(program.graph, output=node.output, output_shape=program.graph.tensor(node.output).shape)
+    return replace(program, graph=graph, layers=program.layers[:count])
+
+
+def _check_run(device: VerilatedDevice, program: Program, inputs: npt.NDArray[np.int8],
+               expected: npt.NDArray[np.int8]) -> str | None:
+    result = device.run(program, inputs)
+    estimate = program.estimate().accounting
+    for sample, counters in enumerate(result.counters):
+        if problem := (_compare_codes(result.outputs[sample], expected[sample])
+                       or _compare_counters(counters, estimate)):
+            return f"sample {sample}: {problem}"
+    return None
+
+
+def _compare_codes(got: npt.NDArray[np.int8], expected: npt.NDArray[np.int8]) -> str | None:
     wrong = got != expected
     if not wrong.any():
         return None
     at = tuple(int(i) for i in np.argwhere(wrong)[0])
-    return (f"{where}: channel {at[-3]}, row {at[-2]}, column {at[-1]} is {got[at]} in RTL and {expected[at]} in the "
-            f"golden model; {int(wrong.sum())} of {wrong.size} codes differ")
+    return (f"channel {at[0]}, row {at[1]}, column {at[2]} is {got[at]} in RTL and {expected[at]} in the golden model; "
+            f"{int(wrong.sum())} of {wrong.size} codes differ")
 
 
-def _compare_counters(where: str, got: Mapping[str, int], expected: Mapping[str, int]) -> str | None:
-    wrong = [f"{name} is {got[name]} in RTL and {expected[name]} in the estimate"
-             for name in expected if got[name] != expected[name]]
-    return f"{where}: {', '.join(wrong)}" if wrong else None
+def _compare_counters(got: Mapping[str, int], expected: Mapping[str, int]) -> str | None:
+    return ", ".join(f"{name} is {got[name]} in RTL and {expected[name]} in the estimate"
+                     for name in expected if got[name] != expected[name]) or None
 
 
 def _describe(graph: Graph, node: Node) -> str:
     source, target = graph.tensor(node.input), graph.tensor(node.output)
-    kind = node.kind if isinstance(node, Pool) else "conv"
+    kind = f"{node.kind} pool" if isinstance(node, Pool) else "conv"
     if isinstance(node, Conv):
-        kind += f" of {graph.format_of(node).name}, {node.groups} groups," if node.groups > 1 else (
-            f" of {graph.format_of(node).name},")
+        kind = f"{graph.format_of(node).name} conv" + (f" of {node.groups} groups" if node.groups > 1 else "")
     return (f"{node.name} ({kind} {node.kernel}, stride {node.stride}, padding {node.padding}, dilation "
             f"{node.dilation}, {source.shape} -> {target.shape}, zero points {source.zero_point} -> "
             f"{target.zero_point})")
+
+
+def generator(config: ArrayConfig, seed: int, index: int) -> np.random.Generator:
+    """Source of all randomness of a case."""
+    return np.random.default_rng((seed, index, config.identity))
 
 
 def check_cases(name: str, make: Maker, config: ArrayConfig, count: int, seed: int, *, first: int = 0) -> Report:
@@ -217,7 +238,7 @@ def check_cases(name: str, make: Maker, config: ArrayConfig, count: int, seed: i
     started = time.perf_counter()
     device = VerilatedDevice(config)
     for index in range(first, first + count):
-        rng = np.random.default_rng((seed, index, config.identity))
+        rng = generator(config, seed, index)
         case = make(config, rng)
         graph, batch = case.graph, len(case.inputs)
         report.cases += 1

@@ -1,6 +1,7 @@
 """Numbers of random nodes: activations at their ends, sums that end exactly between two codes, biases at the limit."""
 
 from dataclasses import dataclass, replace
+from functools import cache
 
 import numpy as np
 import numpy.typing as npt
@@ -74,6 +75,10 @@ def random_weights(config: ArrayConfig, rng: np.random.Generator, shape: tuple[i
     Weights or None
         None if no planes of the array hold them.
     """
+    places = config.plane_shift
+    assert places is not None  # the configuration has filled it in
+    if not _writable(fmt or config.format, config.format, places, zeros):
+        return None
     levels = np.asarray((fmt or config.format).levels, dtype=np.int32)
     if rng.random() < 0.2:
         weights = rng.choice(levels[[0, -1]], shape)
@@ -83,17 +88,22 @@ def random_weights(config: ArrayConfig, rng: np.random.Generator, shape: tuple[i
         weights = rng.choice(levels, shape)
     uniform = rng.random(shape[0]) < 0.1
     weights[uniform] = rng.choice(levels, (int(uniform.sum()), 1, 1, 1))
-    try:
-        planes = split(np.union1d(weights, 0) if zeros else weights, config.format, config.plane_shift)
-    except PlaneError:
-        return None
-    reach = filler = 0
-    smallest = min(map(abs, config.format.levels))
+    planes = split(np.union1d(weights, 0) if zeros else weights, config.format, places)
+    reach, filler = np.zeros(1, dtype=np.int64), 0
     for shift, plane in zip(planes.shifts, planes.weights, strict=True):
-        places = config.plane_shift if shift else 0
-        reach = (reach << places) + np.abs(plane.astype(np.int64))
-        filler = (filler << places) + smallest
-    return Weights(weights, fmt, len(planes.shifts), int(np.max(reach)), filler)
+        reach = (reach << (places if shift else 0)) + np.abs(plane.astype(np.int64))
+        filler = (filler << (places if shift else 0)) + min(map(abs, config.format.levels))
+    return Weights(weights, fmt, len(planes.shifts), int(reach.max()), filler)
+
+
+@cache
+def _writable(fmt: WeightFormat, array: WeightFormat, places: int, zeros: bool) -> bool:
+    """Whether any weights of a format, and zeros perhaps, can be written as planes of an array's."""
+    try:
+        split(np.union1d(fmt.levels, 0) if zeros else fmt.levels, array, places)
+    except PlaneError:
+        return False
+    return True
 
 
 def random_clamp(config: ArrayConfig, rng: np.random.Generator, zero_point: int, *, tame: bool) -> tuple[int, int]:

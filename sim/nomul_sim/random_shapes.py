@@ -1,4 +1,4 @@
-"""Shapes of random nodes: maps of one pixel, one row or one column, channels that fill no word, windows in the padding."""
+"""Shapes of random nodes: maps of one pixel, one row or one column, partly filled words, windows in the padding."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -14,7 +14,7 @@ __all__ = ["Kind", "Shape", "any_shape", "map_size", "padded", "random_channels"
 Kind = Literal["conv", "max", "sum"]
 
 #: Chances of what a node is.
-_KINDS = {"conv": 0.35, "grouped": 0.1, "depthwise": 0.15, "linear": 0.1, "max": 0.15, "sum": 0.15}
+_KINDS = {"conv": 0.35, "grouped": 0.1, "depthwise": 0.15, "linear": 0.1, "max": 0.15, "sum": 0.1, "global": 0.05}
 
 
 @dataclass(frozen=True)
@@ -71,8 +71,7 @@ def any_shape(config: ArrayConfig, rng: np.random.Generator, source: Tensor) -> 
         case "conv":
             return _windowed(rng, "conv", random_channels(config, rng), source)
         case "grouped":
-            divisors = [count for count in range(2, source.channels + 1) if source.channels % count == 0] or [1]
-            groups = int(rng.choice(divisors))
+            groups = _divisor(rng, source.channels)
             return _windowed(rng, "conv", groups * int(rng.integers(1, 4)), source, groups=groups)
         case "depthwise":
             return _windowed(rng, "conv", source.channels, source, groups=source.channels, small=rng.random() < 0.8)
@@ -80,8 +79,16 @@ def any_shape(config: ArrayConfig, rng: np.random.Generator, source: Tensor) -> 
             return Shape("conv", random_channels(config, rng), (1, 1), (source.height, source.width))
         case "max":
             return _windowed(rng, "max", source.channels, source, small=rng.random() < 0.6)
-        case _:
+        case "sum":
             return _windowed(rng, "sum", source.channels, source)
+        case _:
+            return Shape(rng.choice(["max", "sum"]), source.channels, (1, 1), (source.height, source.width))
+
+
+def _divisor(rng: np.random.Generator, channels: int) -> int:
+    """Draw a number of groups: neither one nor all channels, if there is such a number."""
+    divisors = [count for count in range(2, channels) if channels % count == 0]
+    return int(rng.choice(divisors or [channels]))
 
 
 def _windowed(rng: np.random.Generator, kind: Kind, channels: int, source: Tensor, *, groups: int = 1,

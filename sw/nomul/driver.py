@@ -5,7 +5,7 @@ whatever carries them: a Verilated model, later a serial line or a bus. The gold
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -72,6 +72,13 @@ class Transport(Protocol):
         """
         ...
 
+    def feed(self, words: Words) -> None:
+        """Give the weights that every run takes from now on, host words in the order of use.
+
+        Only called for accelerators that do not keep their weights.
+        """
+        ...
+
 
 class StreamDevice:
     """An accelerator behind a transport.
@@ -95,7 +102,7 @@ class StreamDevice:
     def __init__(self, transport: Transport):
         self.transport = transport
         self._loaded: Program | None = None
-        identity = int(self.transport.transfer(_command(Opcode.READ, Target.IDENTITY, 0, 1), 1)[0])
+        identity, self._baked = map(int, self.transport.transfer(_command(Opcode.READ, Target.IDENTITY, 0, 2), 2))
         if identity != self.config.identity:
             raise DeviceError(f"the device answers as {identity:08x}, expected {self.config.identity:08x} "
                               f"({self.config.name}): it was generated from another configuration")
@@ -106,22 +113,28 @@ class StreamDevice:
         return self.transport.config
 
     def load(self, program: Program) -> None:
-        """Load descriptors, parameters and weights.
+        """Load descriptors, parameters and weights; nothing, if they are part of the accelerator.
 
         Raises
         ------
         DeviceError
-            If the program was compiled for another array.
+            If the program was compiled for another array, or the accelerator has another one built in.
         """
         if program.config.hash != self.config.hash:
             raise DeviceError(f"the program was compiled for {program.config.name} ({program.config.identity:08x}), "
                               f"the device is {self.config.name} ({self.config.identity:08x}): compile it again")
+        if self._baked:
+            if program.contents.identity != self._baked:
+                raise DeviceError(f"the device has the program {self._baked:08x} built in and cannot load another, "
+                                  f"{program.contents.identity:08x}")
+            self._loaded = program
+            return
         self._loaded = None
+        memories = {Target.PROGRAM: program.descriptors, Target.PARAMETER: program.parameters}
+        if self.config.weights == "memory":
+            memories[Target.WEIGHT] = program.weights
         self.transport.transfer(np.concatenate([
-            self._write(Target.PROGRAM, 0, program.descriptors),
-            self._write(Target.PARAMETER, 0, program.parameters),
-            self._write(Target.WEIGHT, 0, program.weights),
-        ]), 0)
+            self._write(target, 0, words) for target, words in memories.items()]), 0)
         self._loaded = program
 
     def run(self, program: Program, codes: Codes) -> RunResult:
@@ -131,6 +144,7 @@ class StreamDevice:
         codes = check_codes(codes, source)
         if self._loaded is not program:
             self.load(program)
+        self._feed(program)
         run = np.concatenate([
             _command(Opcode.RUN, 0, 0, len(program.layers)),
             _command(Opcode.READ, Target.COUNTER, 0, len(COUNTERS)),
@@ -167,6 +181,7 @@ class StreamDevice:
         for node in graph.computing:
             count = sum(layer.node == node.name for layer in program.layers)
             target = graph.tensor(node.output)
+            self._feed(replace(program, layers=program.layers[first:first + count]))
             words = self.transport.transfer(np.concatenate([
                 _command(Opcode.RUN, 0, first * DESCRIPTOR_WORDS, count),
                 _command(Opcode.READ, Target.COUNTER, 0, len(COUNTERS)),
@@ -175,6 +190,11 @@ class StreamDevice:
             first += count
             counters = dict(zip(COUNTERS, map(int, words[:len(COUNTERS)]), strict=True))
             yield node.name, self._from_words(words[None, len(COUNTERS):], target, program)[0], counters
+
+    def _feed(self, program: Program) -> None:
+        """Provide what the program's layers take of weights, if they come from outside."""
+        if self.config.weights == "stream":
+            self.transport.feed(program.weight_stream)
 
     # Words -----------------------------------------------------------------------------------------------------
 

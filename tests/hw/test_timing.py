@@ -138,7 +138,7 @@ class Machine:
     @property
     def ready(self) -> bool:
         """All words of the next tile have come, or the last one comes in this cycle."""
-        return not self.wait and (not self.missing or self.missing == 1 and (self.head or self.source is None))
+        return not self.wait and (not self.missing or (self.missing == 1 and (self.head or self.source is None)))
 
 
 def count_cycles(config: ArrayConfig, layers: Sequence[Mapping[str, int]],
@@ -160,7 +160,7 @@ def count_cycles(config: ArrayConfig, layers: Sequence[Mapping[str, int]],
                 while not machine.ready:
                     machine.cycle("weight" if machine.wait else "memory")
             machine.cycle("busy", begin=op if word.tile and not word.last_tile else None)
-            machine.free = machine.free or word.tile and word.last_tile
+            machine.free = machine.free or (word.tile and word.last_tile)
             for _ in range(word.hold):
                 machine.cycle("requantize")
 

@@ -98,7 +98,7 @@ class Bench:
             self.begin(op)
         elif tile and ready and not last:
             self.begin(running)
-        self.free = self.free or tile and ready and last
+        self.free = self.free or (tile and ready and last)
         await ctx.tick()
         if not self.streams and taken is not None:
             ctx.set(dut.data, taken[1])

@@ -142,10 +142,14 @@ class Geometry:
         if layer.planes == 0:
             return window
         # Whether pairs of columns can be read at once turns out when there are addresses; mostly they can.
-        return min(((self._cycles(window, pair=layer.stride[1] == 2), window), (self._cycles(plain), plain)),
+        return min((self._cycles(window, self._pairs(window)), window), (self._cycles(plain), plain),
                    key=lambda candidate: candidate[0])[1]
 
-    def _cycles(self, op: LayerOp, *, pair: bool = False) -> float:
+    def _pairs(self, op: LayerOp) -> bool:
+        """Whether the layer could move by pairs of columns."""
+        return op is LayerOp.DEPTHWISE and self.layer.stride[1] == 2
+
+    def _cycles(self, op: LayerOp, pair: bool = False) -> float:
         """Cycles of the layer on its own; infinite if it cannot run so."""
         try:
             return _total_cycles(self.config, self._strips(op, pair))
@@ -197,7 +201,7 @@ class Geometry:
         CompileError
             If the array cannot run the layer.
         """
-        return tuple(self._strips(self.op, pair and self.op is LayerOp.DEPTHWISE and self.layer.stride[1] == 2))
+        return tuple(self._strips(self.op, pair and self._pairs(self.op)))
 
     def _strips(self, op: LayerOp, pair: bool = False) -> Iterator[Strip]:
         layer, config = self.layer, self.config

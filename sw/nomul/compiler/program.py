@@ -2,12 +2,14 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from nomul_hw.config import ArrayConfig
+from nomul_hw.contents import Contents
 from nomul_hw.descriptor import HOST_BITS
 
 from ..graph import Graph
@@ -108,6 +110,12 @@ class Program:
         words = self.weights.reshape(-1, -(-self.config.weight_word_bits // HOST_BITS))
         used = [words[layer.weights.start:layer.weights.stop] for layer in self.layers]
         return np.concatenate(used or [words]).reshape(-1)
+
+    @cached_property
+    def contents(self) -> Contents:
+        """The program as a part of an accelerator, to generate one that has it built in."""
+        return Contents.from_host_words(self.config, program=self.descriptors, parameters=self.parameters,
+                                        weights=self.weights)
 
     def estimate(self) -> "Estimate":
         """Exact cycles of one sample, per layer and cause."""
