@@ -11,6 +11,7 @@ from nomul.compiler import CompileError, compile_graph
 from nomul.compiler.input_packing import pack_input, packed_graph, packing_windows
 from nomul.compiler.packing import pack_words, unpack_words
 from nomul.graph import Conv, Graph, Pool, Tensor
+from nomul.shapes import network_shape
 from nomul_hw.config import ArrayConfig, MemoryConfig
 from nomul_hw.descriptor import DESCRIPTOR, DESCRIPTOR_WORDS, HOST_BITS, LayerOp, unpack
 from nomul_hw.formats import get_format
@@ -190,12 +191,12 @@ def test_a_packed_graph_computes_the_same(seed: int) -> None:
 def test_packing_is_chosen_by_tiles_and_dropped_where_it_does_not_fit() -> None:
     graph = conv_graph(channels=3)
     config = ArrayConfig("ternary")
-    assert packing_windows(graph, config) == [(3, 3), (1, 3), (1, 1)]
+    assert packing_windows(network_shape(graph), config) == [(3, 3), (1, 3), (1, 1)]
     assert compile_graph(graph, config).input_window == (3, 3)
     # 27 channels of a pixel take two words; 9 take one.
     small = ArrayConfig("ternary", memory=MemoryConfig(activations=50))
     assert compile_graph(graph, small).input_window == (1, 3)
-    assert packing_windows(conv_graph(channels=16), config) == [(1, 1)]
+    assert packing_windows(network_shape(conv_graph(channels=16)), config) == [(1, 1)]
 
 
 def test_unused_lanes_count_as_the_constants_that_they_are() -> None:

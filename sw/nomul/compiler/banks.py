@@ -6,12 +6,13 @@ import numpy as np
 
 from nomul_hw.arithmetic import act_range
 
-from ..graph import Graph, Node, Pool
+from ..graph import Concat, Graph, Node, Operation, Pool
+from ..shapes import LayerShape, NetworkShape, network_shape
 
-__all__ = ["opposite_banks", "with_copies"]
+__all__ = ["copied_shape", "opposite_banks", "with_copies"]
 
 
-def opposite_banks(graph: Graph) -> dict[str, dict[str, int]]:
+def opposite_banks(network: NetworkShape) -> dict[str, dict[str, int]]:
     """Say which tensors' banks depend on each other.
 
     Returns
@@ -22,10 +23,10 @@ def opposite_banks(graph: Graph) -> dict[str, dict[str, int]]:
     Raises
     ------
     ValueError
-        Never for a graph that :func:`with_copies` returned.
+        Never for what :func:`copied_shape` returned.
     """
-    groups: dict[str, dict[str, int]] = {tensor.name: {tensor.name: 0} for tensor in graph.tensors}
-    for node in graph.nodes:
+    groups: dict[str, dict[str, int]] = {tensor.name: {tensor.name: 0} for tensor in network.tensors}
+    for node in network.layers:
         if node.skip is not None and not _tie(groups, node.input, node.skip):
             raise ValueError(f"tensors {node.input!r} and {node.skip!r} would have to lie in one bank")
     return groups
@@ -43,32 +44,52 @@ def _tie(groups: dict[str, dict[str, int]], left: str, right: str) -> bool:
     return True
 
 
-def with_copies(graph: Graph) -> tuple[Graph, dict[str, str]]:
+def copied_shape(network: NetworkShape) -> tuple[NetworkShape, dict[str, str]]:
     """Copy the skip tensors whose banks would contradict, such as in ``x + conv(x)``.
 
     Returns
     -------
-    graph : Graph
-        With a node that copies the tensor in front of each such node.
+    network : NetworkShape
+        With a layer that copies the tensor, and has its copy's name, in front of each such layer.
     owners : dict of str
-        For every copying node, the node that it was made for.
+        For every copying layer, the layer that it was made for.
     """
-    groups: dict[str, dict[str, int]] = {tensor.name: {tensor.name: 0} for tensor in graph.tensors}
-    tensors, nodes, owners = list(graph.tensors), list[Node](), dict[str, str]()
-    for node in graph.nodes:
-        if node.skip is not None and not _tie(groups, node.input, node.skip):
-            tensor = graph.tensor(node.skip)
-            copy = f"{node.name} copy of {node.skip}"
-            tensors.append(replace(tensor, name=copy))
-            low, high = act_range(graph.act_bits)
-            nodes.append(Pool(
-                copy, node.skip, copy, (1, 1), (1, 1), (0, 0, 0, 0), (1, 1),
-                bias=np.full(tensor.channels, -tensor.zero_point, dtype=np.int64),
-                multiplier=np.ones(tensor.channels, dtype=np.int64), shift=np.zeros(tensor.channels, dtype=np.int64),
-                low=low, high=high, kind="max"))
+    groups: dict[str, dict[str, int]] = {tensor.name: {tensor.name: 0} for tensor in network.tensors}
+    tensors, nodes, owners = list(network.tensors), list[LayerShape | Concat](), dict[str, str]()
+    for node in network.nodes:
+        skip = node.skip if isinstance(node, LayerShape) else None
+        if isinstance(node, LayerShape) and skip is not None and not _tie(groups, node.input, skip):
+            copy = f"{node.name} copy of {skip}"
+            tensors.append(replace(network.tensor(skip), name=copy))
+            nodes.append(LayerShape(copy, "max", skip, copy))
             owners[copy] = node.name
             node = replace(node, skip=copy)
             groups[copy] = {copy: 0}
             _tie(groups, node.input, copy)
         nodes.append(node)
-    return (replace(graph, tensors=tuple(tensors), nodes=tuple(nodes)) if owners else graph), owners
+    return (replace(network, tensors=tuple(tensors), nodes=tuple(nodes)) if owners else network), owners
+
+
+def with_copies(graph: Graph) -> tuple[Graph, dict[str, str]]:
+    """Do to a graph what :func:`copied_shape` does to its shape."""
+    network, owners = copied_shape(network_shape(graph))
+    if not owners:
+        return graph, owners
+    low, high = act_range(graph.act_bits)
+    by_name: dict[str, Operation] = {node.name: node for node in graph.nodes}
+    tensors, nodes = list(graph.tensors), list[Operation]()
+    for layer in network.nodes:
+        node = by_name.get(layer.name)
+        if node is None:
+            assert isinstance(layer, LayerShape)
+            tensor = replace(graph.tensor(layer.input), name=layer.name)
+            tensors.append(tensor)
+            node = Pool(
+                layer.name, layer.input, layer.name, layer.kernel, layer.stride, layer.padding, layer.dilation,
+                bias=np.full(tensor.channels, -tensor.zero_point, dtype=np.int64),
+                multiplier=np.ones(tensor.channels, dtype=np.int64), shift=np.zeros(tensor.channels, dtype=np.int64),
+                low=low, high=high, kind="max")
+        elif isinstance(layer, LayerShape) and isinstance(node, Node):
+            node = replace(node, skip=layer.skip)
+        nodes.append(node)
+    return replace(graph, tensors=tuple(tensors), nodes=tuple(nodes)), owners
