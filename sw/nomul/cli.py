@@ -220,6 +220,10 @@ def quantize(
         help="Take format, widths and gain terms from an array's configuration.")] = None,
     weights: Annotated[Path | None, typer.Option(metavar="W.safetensors", show_default=False,
                                                  help="State dictionary to load into the module.")] = None,
+    format_of: Annotated[list[str] | None, typer.Option(
+        metavar="PATTERN=NAME", show_default=False,
+        help="Another format for the layers whose names match, such as [cyan]*.fc=int8[/cyan]; may be repeated, the "
+             "first match decides.")] = None,
     method: Annotated[str, typer.Option(help="gptq: weights make up for each other's errors; nearest: each on its "
                                              "own.")] = "gptq",
     as_json: Json = False,
@@ -228,7 +232,7 @@ def quantize(
 
     \b
     Examples:
-      nomul quantize net.py:Net --calibration x.npy --format exp4 -o net.nomul
+      nomul quantize net.py:Net --calibration x.npy --format exp4 --format-of conv1=int8 -o net.nomul
       nomul quantize nomul.digits:train --calibration x.npy --config array.toml -o net
     """
     from nomul_hw.config import load_config
@@ -241,12 +245,17 @@ def quantize(
 
     if (format is None) == (config is None):
         raise InputError("give either --format NAME or --config CONFIG.toml")
+    pairs = [item.rpartition("=") for item in format_of or []]
+    for item, (pattern, _, _) in zip(format_of or [], pairs, strict=True):
+        if not pattern:
+            raise InputError(f"--format-of takes PATTERN=NAME, such as *.fc=int8, not {item!r}")
+    choices: dict[str, Any] = {"method": method, "formats": {pattern: name for pattern, _, name in pairs}}
     if config is not None:
         array = load_config(config)
         choice = QuantizeConfig(array.format, act_bits=array.act_bits, gain_terms=array.gain_terms,
-                                acc_bits=array.acc_bits, method=method)  # type: ignore[arg-type]
+                                acc_bits=array.acc_bits, **choices)
     else:
-        choice = QuantizeConfig(format, method=method)  # type: ignore[arg-type]
+        choice = QuantizeConfig(format, **choices)  # type: ignore[arg-type]
     samples = load_array(calibration)
     with steps("import the model") as tell:
         module = load_model(model, weights)
@@ -349,7 +358,7 @@ def estimate(
       nomul estimate net.nomul examples/ternary_4x4.toml
       nomul estimate resnet8 --array 16x16 --clock 50MHz
       nomul estimate net.py:Net --array 8x4x16 --input-shape 3x32x32 --json
-      nomul estimate resnet18.csv --array 16x16 --model scalesim-ws --report COMPUTE_REPORT.csv
+      nomul estimate resnet18.csv --array 16x16 --model scalesim-ws
     """
     from .inputs import parse_clock, save_text
     from .report import estimate_table, remark
