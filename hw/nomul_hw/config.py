@@ -19,13 +19,17 @@ from .formats import MAX_BITS, WeightFormat, get_format
 from .planes import natural_shift
 from .product import PE_KINDS, ProductForm
 
-__all__ = ["WEIGHT_SOURCES", "WINDOW", "ArrayConfig", "ConfigError", "MemoryConfig", "load_config", "parse_config"]
+__all__ = ["MAX_LINES", "WEIGHT_SOURCES", "WINDOW", "ArrayConfig", "ConfigError", "MemoryConfig", "load_config",
+           "parse_config"]
 
 #: Where the weights come from.
 WEIGHT_SOURCES = ("memory", "stream")
 
 #: Taps of the window unit, along each axis.
 WINDOW = 3
+
+#: Columns of the widest map that a window unit can be built for.
+MAX_LINES = 1 << 11
 
 #: Version of everything that a program depends on beyond the configuration: descriptor layout, host protocol, timing.
 MACHINE_VERSION = 1
@@ -76,7 +80,7 @@ class MemoryConfig:
         _integer("memory.parameters", self.parameters, 2, 1 << 16)
         _integer("memory.accumulators", self.accumulators, 2, 1 << 16)
         _integer("memory.layers", self.layers, 1, 1 << 12)
-        _integer("memory.lines", self.lines, 0, 1 << 11)
+        _integer("memory.lines", self.lines, 0, MAX_LINES)
         if self.lines == 1:
             raise ConfigError("memory.lines must be 0 (no window unit) or at least 2, not 1")
 

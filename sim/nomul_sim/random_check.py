@@ -82,7 +82,8 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for ``--json``."""
-        return asdict(self)
+        return {**vars(self), "features": dict(sorted(self.features.items())), "mismatches": [
+            asdict(mismatch) for mismatch in self.mismatches]}
 
     def add(self, other: "Report") -> None:
         """Add what was compared elsewhere."""

@@ -95,7 +95,8 @@ class StreamModel:
     seed : int
         Of the stalls' random generator.
     source : WeightSource
-        When weights are offered, if they are streamed; at any time if not given.
+        When weights are offered, if they are streamed; at any time if not given. The attribute counts when weights are
+        next fed.
     max_idle_cycles : int
         Give up when no word has moved for so many cycles. A layer's whole computation is such a silence.
 
@@ -108,8 +109,7 @@ class StreamModel:
     def __init__(self, library: Path, *, stall_in: float = 0.0, stall_out: float = 0.0, seed: int = 0,
                  source: WeightSource = AT_ANY_TIME, max_idle_cycles: int = 50_000_000) -> None:
         self.max_idle_cycles = max_idle_cycles
-        self._pattern = np.array(source.pattern, dtype=np.uint8)
-        self._weights = np.empty(0, dtype=np.uint32)
+        self.source = source
         self._library = _load(library)
         self._handle = self._library.nomul_new()
         self.stall(stall_in, stall_out, seed)
@@ -149,7 +149,9 @@ class StreamModel:
         DeviceError
             If the design takes none.
         """
+        # The buffers must stay referenced as long as they are on offer.
         self._weights = np.ascontiguousarray(words, dtype=np.uint32).reshape(-1)
+        self._pattern = np.array(self.source.pattern, dtype=np.uint8)
         if not self._library.nomul_feed(self._handle, self._weights, len(self._weights),
                                         self._pattern, len(self._pattern)):
             raise DeviceError("The device has no stream of weights")

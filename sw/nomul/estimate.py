@@ -12,7 +12,7 @@ from nomul_hw.config import ArrayConfig, ConfigError, MemoryConfig
 from nomul_hw.descriptor import COUNTERS
 from nomul_hw.timing import run_cycles
 
-from .compiler.plan import plan_network, with_enough_accumulators
+from .compiler.plan import plan_network, with_enough_memory
 from .compiler.program import Program
 from .shapes import NetworkShape
 
@@ -160,7 +160,7 @@ def estimate_network(network: NetworkShape, config: ArrayConfig, *, fit: bool = 
         If the array cannot run a layer, or the network does not fit.
     """
     if not fit:
-        config = with_enough_accumulators(network, config)
+        config = with_enough_memory(network, config)
     plan = plan_network(network, config, fit=fit)
     return Estimate(config, _count(config, ((layer.owner, layer.values, layer.macs) for layer in plan.layers)),
                     plan.memory)

@@ -20,7 +20,7 @@ from ..shapes import LayerShape, NetworkShape, TensorShape
 from .errors import CompileError
 from .lanes import Lanes
 
-__all__ = ["ADDRESSES", "MAX_COORDINATE", "Geometry", "Run", "Strip", "fits_window"]
+__all__ = ["ADDRESSES", "MAX_COORDINATE", "Geometry", "Run", "Strip", "fits_window", "window_lines"]
 
 Int64Array = npt.NDArray[np.int64]
 
@@ -137,7 +137,7 @@ class Geometry:
             return LayerOp.SUM_POOL
         plain, window = ((LayerOp.CONV, LayerOp.DEPTHWISE) if layer.kind == "conv" else
                          (LayerOp.MAX_POOL, LayerOp.MAX_WINDOW))
-        if not _fits_window(layer, self.source, self.target, self.depthwise, config):
+        if not 0 < _window_lines(layer, self.target, self.depthwise) <= config.memory.lines:
             return plain
         if layer.planes == 0:
             return window
@@ -414,20 +414,22 @@ class _Visits(NamedTuple):
 
 def fits_window(layer: LayerShape, network: NetworkShape, config: ArrayConfig) -> bool:
     """Whether the window unit can run a layer."""
-    return _fits_window(layer, network.tensor(layer.input), network.tensor(layer.output), network.depthwise(layer),
-                        config)
+    return 0 < window_lines(layer, network) <= config.memory.lines
 
 
-def _fits_window(layer: LayerShape, source: TensorShape, target: TensorShape, depthwise: bool, config: ArrayConfig
-                 ) -> bool:
-    if not config.memory.lines or max(layer.kernel) > WINDOW or max(layer.stride) > 2:
-        return False
+def window_lines(layer: LayerShape, network: NetworkShape) -> int:
+    """Columns that the window unit's lines need for a layer; 0 if it could not run it whatever they are."""
+    return _window_lines(layer, network.tensor(layer.output), network.depthwise(layer))
+
+
+def _window_lines(layer: LayerShape, target: TensorShape, depthwise: bool) -> int:
+    if max(layer.kernel) > WINDOW or max(layer.stride) > 2:
+        return 0
     if any(dilation > 1 and size > 1 for dilation, size in zip(layer.dilation, layer.kernel, strict=True)):
-        return False
+        return 0
     if not (depthwise and layer.native if layer.kind == "conv" else layer.kind == "max" and layer.taps > 1):
-        return False
-    columns = _Visits.along(layer.kernel[1], layer.stride[1], layer.padding[1], target.width, least=2)
-    return columns.positions <= config.memory.lines
+        return 0
+    return _Visits.along(layer.kernel[1], layer.stride[1], layer.padding[1], target.width, least=2).positions
 
 
 def _total_cycles(config: ArrayConfig, strips: Iterable[Strip]) -> int:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from nomul_hw.config import ArrayConfig
+from nomul_hw.config import MAX_LINES, ArrayConfig
 
 from ..shapes import NetworkShape
 from .allocation import allocate
@@ -16,11 +16,11 @@ from .banks import copied_shape
 from .errors import CompileError
 from .input_packing import packed_shape, packing_windows
 from .lanes import channel_lanes
-from .loops import ADDRESSES, Geometry
+from .loops import ADDRESSES, Geometry, window_lines
 from .passes import with_passes
 from .program import Placement
 
-__all__ = ["MAX_STRIP", "Plan", "PlannedLayer", "plan_network", "with_enough_accumulators"]
+__all__ = ["MAX_STRIP", "Plan", "PlannedLayer", "fitted", "plan_network", "with_enough_memory"]
 
 #: Output pixels of the strips that an array gets accumulators for, where it may have as many as a network needs: what
 #: a strip costs beside its products is the drain.
@@ -147,8 +147,30 @@ def _plan(original: NetworkShape, window: tuple[int, int], config: ArrayConfig, 
     return Plan(window, tuple(layers), tuple(geometries), placements, memory)
 
 
-def with_enough_accumulators(network: NetworkShape, config: ArrayConfig) -> ArrayConfig:
-    """Give an array the accumulators that a network can use: its largest map, or strips of :data:`MAX_STRIP` pixels."""
+def with_enough_memory(network: NetworkShape, config: ArrayConfig) -> ArrayConfig:
+    """Give an array the accumulators and lines that a network can use.
+
+    That is accumulators for its largest map, or for strips of :data:`MAX_STRIP` pixels, and a window unit if there is
+    anything for it to do.
+    """
     maps = [network.tensor(layer.output) for layer in network.layers if layer.kind == "conv"]
-    needed = max((max(tensor.width, min(tensor.pixels, MAX_STRIP)) for tensor in maps), default=2)
-    return replace(config, memory=replace(config.memory, accumulators=max(2, needed)))
+    accumulators = max((max(tensor.width, min(tensor.pixels, MAX_STRIP)) for tensor in maps), default=2)
+    lines = max((lines for layer in network.layers if (lines := window_lines(layer, network)) <= MAX_LINES), default=0)
+    return replace(config, memory=replace(config.memory, accumulators=max(2, accumulators), lines=lines))
+
+
+def fitted(network: NetworkShape, config: ArrayConfig) -> ArrayConfig:
+    """Give an array memories that are just large enough for a network.
+
+    Raises
+    ------
+    CompileError
+        If the array cannot run a layer.
+    nomul_hw.config.ConfigError
+        If no array can have memories as large.
+    """
+    config = with_enough_memory(network, config)
+    memory = {name: max(2, words) for name, words in plan_network(network, config, fit=False).memory.items()}
+    if config.weights == "stream":
+        memory["weights"] = config.memory.weights
+    return replace(config, memory=replace(config.memory, **memory))
