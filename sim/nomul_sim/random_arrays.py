@@ -5,9 +5,9 @@ from nomul_hw.config import ArrayConfig, MemoryConfig
 __all__ = ["CONFIGS", "NETWORK_CONFIGS"]
 
 
-def _large(lines: int = 0) -> MemoryConfig:
+def _large(lines: int = 0, weights: int = 1 << 15) -> MemoryConfig:
     """Memories for networks of many nodes whose tensors are long in use."""
-    return MemoryConfig(activations=8192, weights=32768, parameters=4096, accumulators=60, layers=400, lines=lines)
+    return MemoryConfig(activations=8192, weights=weights, parameters=4096, accumulators=60, layers=400, lines=lines)
 
 
 #: Arrays for networks, and for layers too. Some maps are too wide for their window units.
@@ -19,12 +19,14 @@ NETWORK_CONFIGS: tuple[ArrayConfig, ...] = tuple(ArrayConfig(**values) for value
     {"format": "fp4_e2m1", "rows": 8, "cols": 2, "act_bits": 4, "acc_bits": 20, "memory": _large(10)},
     {"format": "int4", "rows": 4, "cols": 4, "lanes": 2, "acc_bits": 28, "memory": _large()},
     {"format": "int8", "pe": "multiplier", "rows": 2, "cols": 3, "acc_bits": 28, "memory": _large(16)},
+    {"format": "exp4", "rows": 4, "cols": 10, "weights": "stream", "memory": _large(8, weights=50)},
+    {"format": "pot3", "rows": 2, "cols": 4, "lanes": 2, "weights": "stream", "memory": _large(9, weights=3)},
 ))
 
 #: All arrays: every format and kind of processing element, square, rectangular and single arrays, 1 to 8 lanes, 1 to 3
 #: gain terms, activations of 2, 4 and 8 bits, accumulators from just enough to the most, window units of one to nine
-#: groups of taps, planes with and without shifts, and memories of no round size, some so few accumulators that layers
-#: run as strips.
+#: groups of taps, planes with and without shifts, weights kept and streamed through a large and a tiny queue, and
+#: memories of no round size, some so few accumulators that layers run as strips.
 CONFIGS: tuple[ArrayConfig, ...] = (*NETWORK_CONFIGS, *(ArrayConfig(**values) for values in (  # type: ignore[arg-type]
     {"format": "binary", "rows": 4, "cols": 4, "lanes": 8, "acc_bits": 20, "plane_shift": 1},
     {"format": "ternary", "rows": 1, "cols": 1, "memory": MemoryConfig(accumulators=20, lines=5)},
@@ -37,5 +39,6 @@ CONFIGS: tuple[ArrayConfig, ...] = (*NETWORK_CONFIGS, *(ArrayConfig(**values) fo
     {"format": "int2", "rows": 2, "cols": 8, "act_bits": 2, "gain_terms": 3},
     {"format": "int3", "rows": 1, "cols": 1, "lanes": 8, "memory": MemoryConfig(accumulators=9, lines=2)},
     {"format": "int4", "pe": "multiplier", "rows": 5, "cols": 3, "lanes": 4},
-    {"format": "int8", "pe": "multiplier", "rows": 4, "cols": 6, "gain_terms": 1, "acc_bits": 32},
+    {"format": "int8", "pe": "multiplier", "rows": 3, "cols": 9, "gain_terms": 1, "acc_bits": 32, "weights": "stream",
+     "memory": MemoryConfig(weights=7)},
 )))

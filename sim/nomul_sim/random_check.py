@@ -19,6 +19,7 @@ from nomul.estimate import estimate_alone
 from nomul.graph import Concat, Conv, Graph, Node, Pool
 from nomul_hw.config import ArrayConfig
 from nomul_hw.descriptor import LayerOp
+from nomul_hw.timing import WeightSource
 
 from . import golden
 from .build import BuildError
@@ -97,8 +98,8 @@ class Report:
                 f"arrays: {len(self.mismatches)} mismatches")
 
 
-def features(program: Program) -> Iterator[str]:
-    """Say what a program has, in a word or more for every descriptor and concatenation: what a test must have met."""
+def features(program: Program, source: WeightSource | None = None) -> Iterator[str]:
+    """Say what a run has, in a word or more for every descriptor and concatenation: what a test must have met."""
     graph, config = program.graph, program.config
     nodes = {node.name: node for node in graph.computing}
     for layer in program.layers:
@@ -126,6 +127,11 @@ def features(program: Program) -> Iterator[str]:
             yield "concat"
             if any(graph.tensor(part).channels % config.depth for part in concat.inputs[:-1]):
                 yield "concat with gaps"
+    if source is not None:
+        yield "streamed weights"
+        for layer in program.estimate(source).layers:
+            if layer.counters["memory"]:
+                yield "layer that waits for streamed weights"
 
 
 def check_case(device: VerilatedDevice, program: Program, inputs: npt.NDArray[np.int8]) -> str | None:
@@ -138,7 +144,7 @@ def check_case(device: VerilatedDevice, program: Program, inputs: npt.NDArray[np
     Parameters
     ----------
     device : VerilatedDevice
-        An accelerator of the program's configuration.
+        An accelerator of the program's configuration; its transport says when streamed weights come.
     program : Program
         What to run.
     inputs : int8 array, shape (batch, channels, height, width)
@@ -154,12 +160,12 @@ def check_case(device: VerilatedDevice, program: Program, inputs: npt.NDArray[np
     DeviceError
         If the device does not answer.
     """
-    graph = program.graph
+    graph, source = program.graph, _source(device)
     expected = golden.run(graph, inputs)
     for node, (name, output, counters) in zip(graph.computing, device.run_layers(program, inputs[0]), strict=True):
         assert name == node.name
         if problem := (_compare_codes(output, expected[node.output][0])
-                       or _compare_counters(counters, estimate_alone(program, name))):
+                       or _compare_counters(counters, estimate_alone(program, name, source))):
             return f"{_describe(graph, node)}: {problem}"
     for node in graph.computing[:-1]:
         start = _until(program, node)
@@ -172,6 +178,11 @@ def check_case(device: VerilatedDevice, program: Program, inputs: npt.NDArray[np
     return None
 
 
+def _source(device: VerilatedDevice) -> WeightSource | None:
+    """Where a device's weights come from, if it does not keep them."""
+    return device.transport.source if device.config.weights == "stream" else None
+
+
 def _until(program: Program, node: Node) -> Program:
     """The first layers of a program, up to a node whose output is then the network's."""
     count = 1 + max(index for index, layer in enumerate(program.layers) if layer.node == node.name)
@@ -182,7 +193,7 @@ def _until(program: Program, node: Node) -> Program:
 def _check_run(device: VerilatedDevice, program: Program, inputs: npt.NDArray[np.int8],
                expected: npt.NDArray[np.int8]) -> str | None:
     result = device.run(program, inputs)
-    estimate = program.estimate().accounting
+    estimate = program.estimate(_source(device)).accounting
     for sample, counters in enumerate(result.counters):
         if problem := (_compare_codes(result.outputs[sample], expected[sample])
                        or _compare_counters(counters, estimate)):
@@ -219,8 +230,21 @@ def generator(config: ArrayConfig, seed: int, index: int) -> np.random.Generator
     return np.random.default_rng((seed, index, config.identity))
 
 
+def _random_source(rng: np.random.Generator) -> WeightSource:
+    """Draw when weights come: at any time, at a constant rate, or in random cycles."""
+    match rng.integers(4):
+        case 0:
+            return WeightSource([True])
+        case 1:
+            return WeightSource.constant(float(rng.uniform(0.05, 1)))
+        case _:
+            pattern = rng.random(int(rng.integers(1, 100))) < rng.choice([0.1, 0.5, 0.9])
+            pattern[rng.integers(len(pattern))] = True
+            return WeightSource(pattern.tolist())
+
+
 def check_cases(name: str, make: Maker, config: ArrayConfig, count: int, seed: int, *, first: int = 0) -> Report:
-    """Check random cases on one array, with random pauses of the host on both streams.
+    """Check random cases on one array, with random pauses of the host on both streams, and of a stream of weights.
 
     Parameters
     ----------
@@ -247,13 +271,14 @@ def check_cases(name: str, make: Maker, config: ArrayConfig, count: int, seed: i
         problem: str | None
         try:
             program = compile_graph(graph, config)
-            cycles = program.estimate().cycles
             device.transport.stall(float(rng.choice(_STALLS)), float(rng.choice(_STALLS)), index)
+            device.transport.source = _random_source(rng)
+            cycles = program.estimate(_source(device)).cycles
             device.transport.max_idle_cycles = 10_000 + 4 * cycles
             problem = check_case(device, program, case.inputs)
             report.codes += batch * sum(prod(graph.tensor(node.output).shape) for node in graph.computing)
             report.cycles += cycles * batch
-            report.features.update(features(program))
+            report.features.update(features(program, _source(device)))
         except (CompileError, DeviceError) as error:
             problem = str(error)
         if problem is not None:

@@ -189,7 +189,7 @@ class Builder:
             # Beyond the accumulators a layer runs as strips of rows, each with a descriptor of its own.
             and rows > 0 and ceil(shape.size[0] / rows) <= share * memory.layers
             and out_words * config.depth + config.cols <= share * memory.parameters * config.requantize_lanes
-            and tiles * config.rows <= share * memory.weights
+            and (config.weights == "stream" or tiles * config.rows <= share * memory.weights)
             # Half of the accumulator's range is left for the bias, whatever the weights.
             and self._largest_sum(shape, source, weights) < 1 << config.acc_bits - 2
             and (weights is not None or taps <= 1 << config.pool_bits - config.act_bits)

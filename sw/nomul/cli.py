@@ -166,27 +166,43 @@ def demo(
 @app.command()
 @_explains_mistakes
 def generate(
-    config: ConfigFile,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write to.", show_default=False)],
+    config: Annotated[Path | None, typer.Argument(metavar="CONFIG.toml", show_default=False,
+                                                  help="Array configuration; see examples/*.toml.")] = None,
+    program: Annotated[Path | None, typer.Option(
+        metavar="PROGRAM", show_default=False,
+        help="Instead of CONFIG.toml: build in what `nomul compile` wrote, for its array.")] = None,
     no_lint: Annotated[bool, typer.Option("--no-lint", help="Do not let Verilator, Icarus and Yosys read it.")] = False,
     as_json: Json = False,
 ) -> None:
     """Write an accelerator's Verilog: one self-contained file, a manifest and a lint report.
 
-    Exit code 1 if a linter does not accept the file.
+    With a program built in, nobody has to load one: the host writes an input, runs it and reads the output. The words
+    of its memories stand in files beside the Verilog. Exit code 1 if a linter does not accept the file.
 
     \b
     Examples:
       nomul generate examples/ternary_16x16.toml -o build/ternary
+      nomul generate --program net-16x16.nomul -o build/net
     """
     from nomul_hw.config import load_config
     from nomul_hw.verilog import generate
 
+    from .inputs import InputError
     from .report import generated_table, steps
 
-    array = load_config(config)
+    if (config is None) == (program is None):
+        raise InputError("give either CONFIG.toml or --program PROGRAM")
+    contents = None
+    if program is not None:
+        from .files import load_program
+
+        loaded = load_program(program)
+        array, contents = loaded.config, loaded.contents
+    elif config is not None:
+        array = load_config(config)
     with steps(f"generate {array.name}"):
-        made = generate(array, output, lint=not no_lint)
+        made = generate(array, output, contents=contents, lint=not no_lint)
     _print({
         "name": array.name,
         "verilog": made.verilog,
@@ -195,6 +211,7 @@ def generate(
         "config_hash": array.hash,
         "modules": made.manifest["modules"],
         "ports": made.manifest["ports"],
+        "baked": made.manifest.get("baked"),
         "lint": made.lint.to_dict() if made.lint else None,
     }, as_json, lambda: generated_table(made))
     if made.lint and any(result.status == "failed" for result in made.lint.results):

@@ -10,7 +10,7 @@ from typing import Any
 
 from nomul_hw.config import ArrayConfig, ConfigError, MemoryConfig
 from nomul_hw.descriptor import COUNTERS
-from nomul_hw.timing import run_cycles
+from nomul_hw.timing import WeightSource, run_cycles
 
 from .compiler.plan import plan_network, with_enough_memory
 from .compiler.program import Program
@@ -138,10 +138,16 @@ class Estimate:
         return self.cycles / megahertz / 1e3
 
 
-def estimate(program: Program) -> Estimate:
-    """Count the cycles that one run of a program takes, in closed form."""
-    return Estimate(program.config, _count(program.config,
-                                           ((layer.node, layer.values, layer.macs) for layer in program.layers)))
+def estimate(program: Program, source: WeightSource | None = None) -> Estimate:
+    """Count the cycles that one run of a program takes, in closed form.
+
+    Parameters
+    ----------
+    source : WeightSource, optional
+        Where streamed weights come from; one that is always ahead if not given.
+    """
+    return Estimate(program.config, _count(
+        program.config, ((layer.node, layer.values, layer.macs) for layer in program.layers), source))
 
 
 def estimate_network(network: NetworkShape, config: ArrayConfig, *, fit: bool = True) -> Estimate:
@@ -166,20 +172,22 @@ def estimate_network(network: NetworkShape, config: ArrayConfig, *, fit: bool = 
                     plan.memory)
 
 
-def estimate_alone(program: Program, node: str) -> dict[str, int]:
+def estimate_alone(program: Program, node: str, source: WeightSource | None = None) -> dict[str, int]:
     """Count the cycles of one node, by cause, when it is run on its own: it then waits for its first weights."""
-    strips = list(run_cycles(program.config, [layer.values for layer in program.layers if layer.node == node]))
+    strips = list(run_cycles(program.config, [layer.values for layer in program.layers if layer.node == node], source))
     return {name: sum(strip[name] for strip in strips) for name in COUNTERS}
 
 
-def _count(config: ArrayConfig, layers: Iterable[tuple[str, Mapping[str, int], int]]) -> tuple[LayerEstimate, ...]:
+def _count(config: ArrayConfig, layers: Iterable[tuple[str, Mapping[str, int], int]],
+           source: WeightSource | None = None) -> tuple[LayerEstimate, ...]:
     """Count the cycles of the layers (name, descriptor values, MACs) of a run; those of one name are one."""
     strips = list(layers)
     merged: dict[str, LayerEstimate] = {}
-    for (name, _, macs), counters in zip(strips, run_cycles(config, [values for _, values, _ in strips]), strict=True):
+    cycles = run_cycles(config, [values for _, values, _ in strips], source)
+    for (name, _, macs), counters in zip(strips, cycles, strict=True):
         so_far = merged.get(name)
         if so_far is not None:
             macs += so_far.macs
-            counters = {cause: cycles + so_far.counters[cause] for cause, cycles in counters.items()}
+            counters = {cause: count + so_far.counters[cause] for cause, count in counters.items()}
         merged[name] = LayerEstimate(name, macs, counters)
     return tuple(merged.values())

@@ -186,6 +186,8 @@ def generated_table(made: "Generated") -> RenderableType:
     table.add_row("manifest", str(made.manifest_path))
     table.add_row("top module", str(manifest["top"]))
     table.add_row("modules", f"{modules['distinct']}, instantiated {modules['instances']} times")
+    if baked := manifest.get("baked"):
+        table.add_row("program", f"{baked['identity']:08x}, built in from {', '.join(baked['files'])}")
     for result in made.lint.results if made.lint else ():
         told = f"{result.tool} {result.version}".rstrip()
         table.add_row("lint", _verdict(result.status in ("clean", "not run"), f"{told}: {result.status}"))

@@ -50,10 +50,9 @@ class LayerShape:
         Top, left, bottom, right.
     groups : int
         Of a convolution, as in :class:`nomul.graph.Conv`.
-    planes : int, optional
+    planes : int
         Passes over the input that a weight takes on the array: 1 where its format holds the weights, and the zeros
-        between the groups; 0 where no number of passes does. None where that is not known yet
-        (:func:`nomul.compiler.passes.with_passes`).
+        between the groups; 0 where no number of passes does. :func:`nomul.compiler.passes.with_passes` finds out.
     native : bool
         Whether the array's format holds the weights as they are.
     format : WeightFormat, optional
@@ -71,7 +70,7 @@ class LayerShape:
     padding: tuple[int, int, int, int] = (0, 0, 0, 0)
     dilation: tuple[int, int] = (1, 1)
     groups: int = field(default=1, kw_only=True)
-    planes: int | None = field(default=None, kw_only=True)
+    planes: int = field(default=1, kw_only=True)
     native: bool = field(default=True, kw_only=True)
     format: WeightFormat | None = field(default=None, kw_only=True)
     skip: str | None = field(default=None, kw_only=True)

@@ -13,11 +13,14 @@ from nomul.estimate import estimate
 from nomul.graph import Conv, Graph, Pool, Tensor
 from nomul_hw.accelerator import Accelerator
 from nomul_hw.config import ArrayConfig, MemoryConfig
+from nomul_hw.contents import Contents
+from nomul_hw.descriptor import HOST_BITS, Opcode, Target, target_word_bits
 from nomul_hw.formats import FORMATS, MAX_MULTIPLES
+from nomul_hw.timing import WeightSource
 from nomul_sim import golden
 
 from ..graphs import input_codes
-from .vectors import MULTIPLIERS, cells
+from .vectors import MULTIPLIERS, cells, join
 
 MEMORY = MemoryConfig(activations=128, weights=512, parameters=64, accumulators=16, layers=8)
 
@@ -25,11 +28,12 @@ MEMORY = MemoryConfig(activations=128, weights=512, parameters=64, accumulators=
 class PythonTransport:
     """Host words to and from an accelerator in Amaranth's simulator; time stands still between transfers."""
 
-    def __init__(self, config: ArrayConfig):
+    def __init__(self, config: ArrayConfig, contents: Contents | None = None, source: WeightSource | None = None):
         self.config = config
         self.sending: deque[int] = deque()
         self.received: deque[int] = deque()
-        dut = Accelerator(config)
+        self.weights: list[int] = []
+        dut = Accelerator(config, contents)
         self.simulator = Simulator(dut)
         self.simulator.add_clock(1e-6)
 
@@ -48,8 +52,28 @@ class PythonTransport:
                 if valid:
                     self.received.append(payload)
 
+        async def weight_source(ctx):
+            offered, sent, cycle = False, 0, 0
+            while True:
+                if ctx.get(dut.busy):
+                    offered = offered or (sent < len(self.weights) and source.pattern[cycle % len(source.pattern)])
+                    cycle += 1
+                else:
+                    offered, sent, cycle = False, 0, 0
+                ctx.set(dut.weights.valid, offered)
+                ctx.set(dut.weights.payload, self.weights[sent] if offered else 0)
+                _, _, ready = await ctx.tick().sample(dut.weights.ready)
+                if offered and ready:
+                    offered, sent = False, sent + 1
+
+        if source is not None:
+            self.simulator.add_testbench(weight_source)
         self.simulator.add_testbench(sender)
         self.simulator.add_testbench(receiver)
+
+    def feed(self, words):
+        per_word = -(-self.config.weight_word_bits // HOST_BITS)
+        self.weights = [join(parts, HOST_BITS) for parts in words.reshape(-1, per_word).tolist()]
 
     def transfer(self, words, replies, *, timeout=100_000):
         self.sending.extend(np.asarray(words).tolist())
@@ -103,6 +127,39 @@ def test_network(config):
     result = StreamDevice(PythonTransport(config)).run(program, codes)
     np.testing.assert_array_equal(result.outputs, expected["y"])
     assert result.counters == (estimate(program).accounting,) * len(codes)
+
+
+def test_built_in_network():
+    """The same without loading anything."""
+    rng = np.random.default_rng(1)
+    config = ArrayConfig("exp4", 2, 3, memory=MEMORY)
+    graph = tiny_network(config, rng)
+    codes = input_codes(graph, rng, 2)
+    program = compile_graph(graph, config)
+    transport = PythonTransport(config, program.contents)
+    for target in (Target.PROGRAM, Target.PARAMETER, Target.WEIGHT):  # nothing can be written over it
+        words = 5 * -(-target_word_bits(config, target) // HOST_BITS)
+        transport.transfer([Opcode.WRITE | target << 8, 0, 5, *[77] * words], 0)
+    result = StreamDevice(transport).run(program, codes)
+    np.testing.assert_array_equal(result.outputs, golden.run(graph, codes)["y"])
+    assert result.counters == (estimate(program).accounting,) * len(codes)
+
+
+@pytest.mark.parametrize("pattern", [[1], [0, 0, 1], [1] * 50 + [0] * 150])
+def test_streamed_weights(pattern):
+    """Weights from outside, as fast as they are needed, slower, and with long silences."""
+    rng = np.random.default_rng(2)
+    config = ArrayConfig("exp4", 2, 3, weights="stream", memory=replace(MEMORY, weights=9))
+    graph = tiny_network(config, rng)
+    codes = input_codes(graph, rng, 2)
+    program, source = compile_graph(graph, config), WeightSource(pattern)
+    device = StreamDevice(PythonTransport(config, source=source))
+    result = device.run(program, codes)
+    np.testing.assert_array_equal(result.outputs, golden.run(graph, codes)["y"])
+    expected = estimate(program, source).accounting
+    assert result.counters == (expected,) * len(codes)
+    assert (expected["memory"] > 0) == (len(pattern) > 1)
+
 
 def test_blocks_beyond_the_last_channel():
     """An array of more columns than a word has channels writes words that no tensor has: they need room as well."""

@@ -4,6 +4,7 @@
 import numpy as np
 import pytest
 
+from nomul_hw.contents import Table
 from nomul_hw.layouts import address_bits
 from nomul_hw.memory import BlockRAM
 
@@ -32,6 +33,19 @@ def test_model(width, depth, parts):
     dut = BlockRAM(width=width, depth=depth, parts=parts)
     assert len(dut.read_address) == address_bits(depth)
     assert trace(dut, stimulus, ["read_data"])["read_data"] == expected
+
+
+def test_table():
+    """A memory that is only read, just as deep as its contents."""
+    words = (5, 0, 255, 7, 1)
+    dut = BlockRAM(width=8, depth=1000, table=Table("table.hex", 8, words))
+    addresses = [0, 4, 2, 3, 1, 0]
+    shown = trace(dut, {"read_address": addresses, "read_enable": [1] * 6, "write_address": addresses,
+                        "write_enable": [1] * 6, "write_data": [99] * 6}, ["read_data"])["read_data"]
+    assert shown == [0, *(words[address] for address in addresses[:-1])]
+    assert dut.depth == 5 and "$memwr_v2" not in cells(dut)
+    with pytest.raises(ValueError, match="Words of the table must have 9 bits, not 8"):
+        BlockRAM(width=9, depth=5, table=Table("table.hex", 8, words))
 
 
 def test_is_a_memory():

@@ -53,7 +53,7 @@ def test_first_wrong_layer_and_element(device: VerilatedDevice, program) -> None
     graph = replace(correct.graph, nodes=(first, replace(second, bias=bias, shift=shift), third))
     problem = check_case(device, replace(correct, graph=graph), inputs)
     assert problem is not None
-    assert problem.startswith(f"{second.name} (exp4 conv")
+    assert problem.startswith(f"{second.name} ({correct.graph.format_of(second).name} conv")
     assert (f": channel 1, row 0, column 0 is {expected[0, 0]} in RTL and "
             f"{second.high if at_low else second.low} in the golden model; ") in problem
 

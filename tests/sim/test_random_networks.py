@@ -26,6 +26,7 @@ def test_rtl_is_exact(config: ArrayConfig) -> None:
     report = check_cases("random_networks", random_network, config, CASES, SEED)
     assert not report.mismatches, "\n".join(map(str, report.mismatches))
     assert report.cases == CASES and report.layers > 4 * CASES and report.codes > 500 and report.cycles > 2000
+    assert ("layer that waits for streamed weights" in report.features) == (config.weights == "stream")
 
 
 def test_there_are_500_cases() -> None:

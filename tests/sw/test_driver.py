@@ -13,17 +13,22 @@ from tests.graphs import input_codes, random_graph
 
 
 class Scripted:
-    """A transport that answers the identity and nothing else."""
+    """A transport that answers the identity, and zeros to all else."""
 
-    def __init__(self, config: ArrayConfig, identity: int):
+    def __init__(self, config: ArrayConfig, identity: int, baked: int = 0):
         self.config = config
-        self.identity = identity
+        self.identity = [identity, baked]
         self.sent: list[np.ndarray] = []
 
     def transfer(self, words: np.ndarray, replies: int) -> np.ndarray:
         self.sent.append(words)
-        assert words.tolist() == [Opcode.READ | Target.IDENTITY << 8, 0, 1] and replies == 1
-        return np.array([self.identity], dtype=np.uint32)
+        if len(self.sent) > 1:
+            return np.zeros(replies, dtype=np.uint32)
+        assert words.tolist() == [Opcode.READ | Target.IDENTITY << 8, 0, 2] and replies == 2
+        return np.array(self.identity, dtype=np.uint32)
+
+    def feed(self, words: np.ndarray) -> None:
+        raise AssertionError("the weights are loaded")
 
 
 CONFIG = ArrayConfig("ternary", rows=4, cols=4)
@@ -59,3 +64,18 @@ def test_refuses_inputs_of_another_shape_or_type() -> None:
         message = f"input must be int8 codes of shape (batch, {shape}), not {wrong.dtype} of shape {wrong.shape}"
         with pytest.raises(DeviceError, match=f"^{re.escape(message)}$"):
             device.run(program, wrong)
+
+
+def test_a_built_in_program_is_not_loaded() -> None:
+    graphs = [random_graph(np.random.default_rng(seed), fmt="ternary", act_bits=8, gain_terms=2) for seed in (1, 2)]
+    program, other = (compile_graph(graph, CONFIG) for graph in graphs)
+    transport = Scripted(CONFIG, CONFIG.identity, program.contents.identity)
+    device = StreamDevice(transport)
+    device.run(program, input_codes(graphs[0], np.random.default_rng(2), 1))
+    first = transport.sent[1]
+    assert first[0] & 0xFF == Opcode.WRITE and first[0] >> 8 in (Target.ACTIVATION_0, Target.ACTIVATION_1)
+    message = (f"the device has the program {program.contents.identity:08x} built in and cannot load another, "
+               f"{other.contents.identity:08x}")
+    with pytest.raises(DeviceError, match=f"^{message}$"):
+        device.run(other, input_codes(graphs[1], np.random.default_rng(2), 1))
+    assert len(transport.sent) == 2

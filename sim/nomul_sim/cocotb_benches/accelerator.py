@@ -15,9 +15,10 @@ from cocotb.triggers import FallingEdge, ReadOnly
 
 from nomul.compiler import Program, compile_graph
 from nomul.driver import DeviceError, StreamDevice
+from nomul.estimate import estimate
 from nomul_hw.config import ArrayConfig
-from nomul_hw.descriptor import COUNTERS, HOST_BITS, Opcode, Target
-from nomul_hw.timing import WeightSource, run_cycles
+from nomul_hw.descriptor import HOST_BITS, Opcode, Target
+from nomul_hw.timing import WeightSource
 
 from .. import golden
 from ..random_layers import random_layers
@@ -90,11 +91,12 @@ class HostStream:
         dut, offered, sent, cycle = self.dut, False, 0, 0
         while True:
             await FallingEdge(dut.clk)
-            if not dut.busy.value:
+            if dut.busy.value:
+                if not offered and sent < len(self._weights):
+                    offered = SOURCE.pattern[cycle % len(SOURCE.pattern)]
+                cycle += 1
+            else:
                 offered, sent, cycle = False, 0, 0
-            elif not offered and sent < len(self._weights):
-                offered = SOURCE.pattern[cycle % len(SOURCE.pattern)]
-            cycle += 1
             dut.weights__valid.value = int(offered)
             dut.weights__payload.value = self._weights[sent] if offered else 0
             await ReadOnly()
@@ -176,9 +178,7 @@ async def reset(dut: Ports) -> None:
 
 def expected_counters(program: Program) -> dict[str, int]:
     """Cycles of a run, by cause."""
-    cycles = list(run_cycles(CONFIG, [layer.values for layer in program.layers],
-                             SOURCE if CONFIG.weights == "stream" else None))
-    return {name: sum(layer[name] for layer in cycles) for name in COUNTERS}
+    return estimate(program, SOURCE if CONFIG.weights == "stream" else None).accounting
 
 
 def find_case(layers: int, first: int) -> tuple[Case, Program]:

@@ -2,6 +2,7 @@
 
 from .errors import CompileError
 from .lowering import compile_graph
+from .plan import fitted
 from .program import Layer, Placement, Program
 
-__all__ = ["CompileError", "Layer", "Placement", "Program", "compile_graph"]
+__all__ = ["CompileError", "Layer", "Placement", "Program", "compile_graph", "fitted"]

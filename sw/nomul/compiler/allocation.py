@@ -52,10 +52,12 @@ def allocate(
     joined = {whole for name, (whole, _) in origin.items() if name != whole}
     last_use: dict[str, int] = {}
     for index, node in enumerate(network.nodes):
-        last_use |= {origin[name][0]: index for name in node.sources}
+        for name in node.sources:
+            last_use[origin[name][0]] = index
     last_use[origin[network.output][0]] = len(network.nodes)
     places: dict[str, tuple[int, int]] = {}  # bank and address
     live: list[dict[str, tuple[int, int]]] = [{}, {}]  # first word and end of the tensors in each bank
+    free_after: dict[int, list[str]] = {}
     most = 0
     tied = opposite_banks(network)
 
@@ -66,13 +68,8 @@ def allocate(
             return
         tensor = network.tensor(whole)
         words = room[whole] * tensor.pixels
-        # A convolution writes whole blocks of output channels. What lies beyond the tensor's last word is only in the
-        # way while it runs; but the layers that write parts run at other times.
-        kept = words if whole in joined else lanes[whole].filled_words * tensor.pixels
         # A tensor that is added to the result of another, or that another is added to, has its bank given by that.
         given = {places[other][0] ^ side for other, side in tied[whole].items() if other in places}
-        for bank in (0, 1):
-            live[bank] = {other: span for other, span in live[bank].items() if last_use.get(other, -1) >= now}
         for bank in given or (prefer, 1 - prefer):
             address = 0
             for start, end in sorted(live[bank].values()):
@@ -81,7 +78,11 @@ def allocate(
                 address = max(address, end)
             if depth is None or address + words <= depth:
                 places[whole] = bank, address
+                # A convolution writes whole blocks of output channels. What lies beyond the tensor's last word is only
+                # in the way while it runs; but the layers that write parts run at other times.
+                kept = words if whole in joined else lanes[whole].filled_words * tensor.pixels
                 live[bank][whole] = (address, address + kept)
+                free_after.setdefault(last_use.get(whole, now), []).append(whole)
                 most = max(most, address + words)
                 return
         held = sum(end - start for spans in live for start, end in spans.values())
@@ -96,6 +97,8 @@ def allocate(
             place(name, index, 0, f"input {name!r}")
         if not isinstance(node, Concat):
             place(node.output, index, 1 - places[origin[node.input][0]][0], f"layer {node.name!r}")
+        for name in free_after.pop(index, ()):
+            del live[places[name][0]][name]
 
     placements = {}
     for name, (whole, word) in origin.items():
@@ -109,6 +112,8 @@ def allocate(
 def _origins(network: NetworkShape, lanes: Mapping[str, Lanes], config: ArrayConfig) -> dict[str, tuple[str, int]]:
     """Where every tensor begins: the outermost tensor that it is a part of (itself if of none), and the word there."""
     inside = parents(network)
+    if not inside:
+        return {tensor.name: (tensor.name, 0) for tensor in network.tensors}
     origins = {}
     for tensor in network.tensors:
         name, word = tensor.name, 0

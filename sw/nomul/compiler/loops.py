@@ -157,12 +157,6 @@ class Geometry:
             return inf
 
     @property
-    def planes(self) -> int:
-        """Passes over the input that a convolution's weights take on the array; 0 where it cannot run there."""
-        assert self.layer.planes is not None
-        return self.layer.planes
-
-    @property
     def blocks(self) -> int:
         """Blocks of output channels that the array computes."""
         return -(-self.writes.filled // self.config.cols)
@@ -244,7 +238,7 @@ class Geometry:
         first_weight = 0
         for run in runs:
             rows = target.height
-            keeps_sums = run.words * layer.taps * self.planes > 1
+            keeps_sums = run.words * layer.taps * layer.planes > 1
             if keeps_sums:
                 rows = min(rows, config.memory.accumulators // target.width)
                 if not rows:
@@ -259,7 +253,7 @@ class Geometry:
             for top in range(0, target.height, rows):
                 height = min(rows, target.height - top)
                 values = self._values(LayerOp.CONV, [
-                    *self._pixels(height), _Loop(run.words, self.source.pixels), *self._kernel, _Loop(self.planes),
+                    *self._pixels(height), _Loop(run.words, self.source.pixels), *self._kernel, _Loop(layer.planes),
                     _Loop(run.blocks, run.step * self.source.pixels)], top * layer.stride[0] - layer.padding[0])
                 pixels = height * target.width
                 yield self._strip(
@@ -268,7 +262,7 @@ class Geometry:
                     first_output=lane // config.depth * target.pixels + top * target.width)
 
     def _run_weights(self, run: Run) -> int:
-        return run.blocks * run.words * self.layer.taps * self.planes * self.config.rows
+        return run.blocks * run.words * self.layer.taps * self.layer.planes * self.config.rows
 
     def _channels(self, start: int, stop: int) -> int:
         """How many output channels lie in a range of lanes."""

@@ -17,7 +17,6 @@ from .input_packing import packed_graph
 from .lanes import channel_lanes
 from .loops import Geometry
 from .parameters import pack_parameters
-from .passes import with_passes
 from .plan import plan_network
 from .program import Layer, Program
 from .tiles import Tiles, check_sums, conv_tiles, depthwise_tiles
@@ -40,7 +39,7 @@ def compile_graph(graph: Graph, config: ArrayConfig) -> Program:
         check_sums(node, config)
     known, owners = with_known_gaps(graph, config)
     weights = {node.name: node.weights for node in graph.computing if isinstance(node, Conv)}
-    plan = plan_network(with_passes(network_shape(known), config, weights), config)
+    plan = plan_network(network_shape(known), config, weights=weights)
     whole, _ = with_copies(packed_graph(known, plan.window))
 
     numbers: dict[str, dict[str, int]] = {}

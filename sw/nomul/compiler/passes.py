@@ -23,8 +23,6 @@ def with_passes(
 ) -> NetworkShape:
     """Say of every convolution whether the array's format holds its weights, and how many planes they take.
 
-    What is known already stays.
-
     Parameters
     ----------
     weights : mapping of str to int32 array, optional
@@ -37,9 +35,11 @@ def with_passes(
     """
     nodes = []
     for node in network.nodes:
-        if isinstance(node, LayerShape) and node.kind == "conv" and node.planes is None:
+        if isinstance(node, LayerShape) and node.kind == "conv":
             fmt = node.format or config.format
-            node = _with_passes(node, fmt.levels if weights is None else weights[node.name], network, config)
+            # Mostly the array's format, or one that it holds, and no groups.
+            if not (_covers(config.format, fmt) and (config.format.zero or node.groups == 1)):
+                node = _with_passes(node, fmt.levels if weights is None else weights[node.name], network, config)
         nodes.append(node)
     return replace(network, nodes=tuple(nodes))
 

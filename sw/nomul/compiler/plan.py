@@ -8,6 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+import numpy as np
+import numpy.typing as npt
+
 from nomul_hw.config import MAX_LINES, ArrayConfig
 
 from ..shapes import NetworkShape
@@ -77,7 +80,10 @@ class Plan:
     memory: Mapping[str, int]
 
 
-def plan_network(network: NetworkShape, config: ArrayConfig, *, fit: bool = True) -> Plan:
+def plan_network(
+    network: NetworkShape, config: ArrayConfig, *, fit: bool = True,
+    weights: Mapping[str, npt.NDArray[np.int32]] | None = None,
+) -> Plan:
     """Plan how an accelerator runs a network.
 
     A layer whose output has more pixels than there are accumulators runs as several strips of rows. A first
@@ -89,13 +95,15 @@ def plan_network(network: NetworkShape, config: ArrayConfig, *, fit: bool = True
     fit : bool
         Whether the network must fit the memories; if not, only the number of accumulators counts, and
         :attr:`Plan.memory` says how large the others would have to be.
+    weights : mapping of str to int32 array, optional
+        Weights of the convolutions, by name: how many planes they take. Without them, what their formats can need.
 
     Raises
     ------
     CompileError
         If the accelerator cannot run a layer, or the network does not fit its memories.
     """
-    network = with_passes(network, config)
+    network = with_passes(network, config, weights)
     grouped = any(layer.groups > 1 for layer in network.layers)
     choices = [(window, compact) for window in packing_windows(network, config)
                for compact in ((False, True) if grouped and fit else (False,))]

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from nomul_hw.config import ArrayConfig
 from nomul_hw.contents import Contents
 from nomul_hw.descriptor import HOST_BITS
+from nomul_hw.timing import WeightSource
 
 from ..graph import Graph
 
@@ -117,8 +118,8 @@ class Program:
         return Contents.from_host_words(self.config, program=self.descriptors, parameters=self.parameters,
                                         weights=self.weights)
 
-    def estimate(self) -> "Estimate":
-        """Exact cycles of one sample, per layer and cause."""
+    def estimate(self, source: WeightSource | None = None) -> "Estimate":
+        """Exact cycles of one sample, per layer and cause; see :func:`nomul.estimate.estimate`."""
         from ..estimate import estimate
 
-        return estimate(self)
+        return estimate(self, source)
