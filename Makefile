@@ -16,11 +16,12 @@ BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt $(PIP_ARGS)
 CONFIGS = $(wildcard examples/*.toml)
 
-.PHONY: help demo test lint types unit verilog bench docs clean
+.PHONY: help demo test lint types unit sweep verilog bench docs clean
 
 help:
 	@echo "make demo      train, quantize, compile and verify a network on generated RTL, one row per weight format"
 	@echo "make test      linter, type checker and all tests"
+	@echo "make sweep     10,000 random layers, 300 random networks, ResNet-18 at 224x224 on the RTL"
 	@echo "make verilog   Verilog of every examples/*.toml in build/verilog"
 	@echo "make bench     speed of the simulated accelerator on this machine"
 	@echo "make docs      rewrite the generated tables in docs/"
@@ -39,6 +40,11 @@ types: $(VENV)/.dev
 
 unit: $(VENV)/.dev
 	$(BIN)/python -m pytest -n $(JOBS) $(PYTEST_ARGS)
+
+sweep: $(VENV)/.dev
+	$(BIN)/python -m nomul_sim.random_layers --count 10000 --seed 1
+	$(BIN)/python -m nomul_sim.random_networks --count 300 --seed 1
+	$(BIN)/python -m pytest -m sweep $(PYTEST_ARGS)
 
 verilog: $(VENV)/.core
 	for config in $(CONFIGS); do \

@@ -12,6 +12,7 @@ from functools import cache
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
 from amaranth.back import rtlil
 from amaranth.hdl import Module, Signal, signed
@@ -22,6 +23,7 @@ from nomul_hw import lint, verilog
 from nomul_hw.accelerator import Accelerator
 from nomul_hw.array import SystolicArray
 from nomul_hw.config import ArrayConfig, MemoryConfig
+from nomul_hw.contents import Contents
 from nomul_hw.verilog import GenerateError, YosysError, generate, merge_modules, to_netlist, to_rtlil, to_verilog
 
 SMALL = ArrayConfig("exp4", rows=2, cols=3, lanes=2)
@@ -317,6 +319,24 @@ def test_generate_accelerator(tmp_path):
         ("o__payload", 32), ("o__ready", 1), ("o__valid", 1)]
     assert generated.lint.ok
     assert generated.verilog.read_text().count("\nmodule ") == generated.manifest["modules"]["distinct"]
+
+
+def test_generate_with_a_program(tmp_path):
+    """The words of its memories stand in files that every tool reads."""
+    config = ArrayConfig("ternary", rows=1, cols=1)
+    rng = np.random.default_rng(1)
+    contents = Contents.from_host_words(config, **{
+        name: rng.integers(0, 1 << 32, 40, dtype=np.uint32) for name in ("program", "parameters", "weights")})
+    generated = generate(config, tmp_path, contents=contents)
+    tables = list(contents.tables.values())
+    assert generated.manifest["baked"] == {
+        "identity": contents.identity, "files": ["parameter.hex", "program.hex", "weight.hex"]}
+    assert generated.lint.ok
+    verilog = generated.verilog.read_text()
+    for table in tables:
+        assert (tmp_path / table.file).read_text() == table.text
+        assert verilog.count(f'$readmemh("{table.file}", memory, 0, {len(table.words) - 1});') == 1
+    assert "readmemh" not in to_verilog(Accelerator(config), "top")
 
 
 def test_generate(stand_in, tmp_path):

@@ -33,7 +33,7 @@ def test_resnet8(fmt, array):
     assert run.verification.cycles[0] <= LIMITS["resnet8"] * planes
 
 
-@pytest.mark.slow
+@pytest.mark.sweep
 @pytest.mark.timeout(1800)
 def test_resnet18_at_224(capsys):
     """The command of the README: 1.8 G multiply-accumulates, weights streamed."""

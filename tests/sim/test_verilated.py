@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from nomul.driver import DeviceError
+from nomul_hw.timing import WeightSource
 from nomul_sim import build
 from nomul_sim.build import BuildError, build_simulator
 from nomul_sim.cache import cached, content_hash
@@ -30,6 +31,39 @@ module queue(input clk, input rst, input [31:0] i__payload, input i__valid, outp
     else level <= level + push - pop;
     if (pop | level == 0) first <= level == 2 ? second : i__payload;
     if (push) second <= i__payload;
+  end
+endmodule
+"""
+
+
+# Takes as many weights as the host's word says, and answers with a checksum of them and the number of cycles.
+TAKER = """
+module taker(input clk, input rst, input [31:0] i__payload, input i__valid, output i__ready,
+             output [31:0] o__payload, output o__valid, input o__ready,
+             input [`BITS-1:0] weights__payload, input weights__valid, output weights__ready, output busy);
+  reg [31:0] left = 0, now = 0, sum = 0, taken = 0;
+  reg [1:0] answers = 0;
+  assign i__ready = !busy && answers == 0;
+  assign busy = left != 0;
+  assign weights__ready = busy;
+  assign o__valid = answers != 0;
+  assign o__payload = answers == 2 ? sum : now;
+  integer at;
+  reg [31:0] mixed;
+  always @* begin
+    mixed = sum;
+    for (at = 0; at < `BITS; at = at + 1) mixed = {mixed[30:0], mixed[31] ^ weights__payload[at]};
+  end
+  always @(posedge clk) begin
+    if (busy) now <= now + 1;
+    if (i__valid & i__ready) begin left <= i__payload; now <= 0; sum <= 0; end
+    if (weights__valid & weights__ready) begin
+      sum <= mixed;
+      left <= left - 1;
+      if (left == 1) answers <= 2;
+    end
+    if (o__valid & o__ready) answers <= answers - 1;
+    if (rst) begin left <= 0; answers <= 0; end
   end
 endmodule
 """
@@ -195,3 +229,47 @@ def test_what_tools_refuse_is_shown() -> None:
         build_simulator("module queue(oops", "queue")
     with pytest.raises(BuildError, match=r"(?s)^Compiling the Verilated model failed .*i___05Fvalid"):
         build_simulator("module queue(input clk, input rst); endmodule", "queue")
+
+
+def checksum(words: list[int], bits: int) -> int:
+    """What the taker computes."""
+    total = 0
+    for word in words:
+        for at in range(bits):
+            total = (total << 1 | total >> 31 ^ (word >> at & 1)) & 0xFFFFFFFF
+    return total
+
+
+@pytest.mark.parametrize("bits", [5, 32, 64, 65])
+def test_weights_come_with_every_run(bits: int) -> None:
+    """Words of any width, in the cycles of the source's pattern, from its start in every run."""
+    size = -(-bits // 32)
+    source = WeightSource([0, 1, 1, 0, 0])
+    model = StreamModel(build_simulator(f"`define BITS {bits}\n{TAKER}", "taker"), source=source)
+    for count in (10, 3):
+        host_words = words(count * size).reshape(count, size)
+        values = [sum(int(part) << 32 * index for index, part in enumerate(parts)) for parts in host_words]
+        model.feed(host_words)
+        expected = [checksum(values, bits), source.cycle(count - 1) + 1]
+        for _ in range(3):
+            assert model.transfer([count], 2).tolist() == expected
+    model.source = WeightSource([1])
+    model.feed(host_words)
+    assert model.transfer([3], 2).tolist() == [expected[0], 3]
+
+
+def test_weights_that_do_not_fit_the_run() -> None:
+    model = StreamModel(build_simulator(f"`define BITS 5\n{TAKER}", "taker"), max_idle_cycles=1000)
+    with pytest.raises(DeviceError, match=r"no word moved for 1000 cycles \(1 of 1 words sent, 0 of 2 replies"):
+        model.transfer([3], 2)
+    model.reset()
+    model.feed([1, 2, 3, 4])
+    with pytest.raises(DeviceError, match="ended a run that did not take all weights that were meant for it, in cycle"):
+        model.transfer([3], 2)
+    model.reset()
+    assert model.transfer([4], 2).tolist() == [checksum([1, 2, 3, 4], 5), 4]
+
+
+def test_no_stream_of_weights(library: Path) -> None:
+    with pytest.raises(DeviceError, match="^The device has no stream of weights$"):
+        StreamModel(library).feed([1])

@@ -33,10 +33,9 @@ ADDRESSES = 1 << ADDRESS_BITS
 #: Descriptor fields of every loop.
 _LOOP_FIELDS = [(f"count_{level}", f"step_{level}", f"x_step_{level}", f"y_step_{level}") for level in range(LOOPS)]
 
-#: What a layer can be too large for: descriptor fields, their smallest and largest value.
-_BOUNDS = [(field.name, -(1 << field.bits - 1) if field.signed else 0, (1 << field.bits - field.signed) - 1)
-           for field in DESCRIPTOR
-           if field.name.startswith(("count_", "x_", "y_", "hold", "edge_lanes", "in_width", "in_height"))]
+#: Smallest and largest value of every descriptor field.
+_BOUNDS = {field.name: (-(1 << field.bits - 1) if field.signed else 0, (1 << field.bits - field.signed) - 1)
+           for field in DESCRIPTOR}
 
 
 class _Loop(NamedTuple):
@@ -367,10 +366,11 @@ class Geometry:
 
     def _strip(self, values: dict[str, int], *, first_word: int = 0, first_output: int = 0, first_parameter: int = 0,
                weights: range = range(0), sums: int = 0, macs: int = 0) -> Strip:
-        for name, low, high in _BOUNDS:
-            if not low <= values[name] <= high:
+        for name, value in values.items():
+            low, high = _BOUNDS[name]
+            if not low <= value <= high:
                 raise CompileError(f"layer {self.layer.name!r} is too large for a descriptor: field {name} must be in "
-                                   f"{low}..{high}, not {values[name]}")
+                                   f"{low}..{high}, not {value}")
         first_tap = first_word * self.source.pixels + values["y_start"] * self.source.width + values["x_start"]
         return Strip(values, first_tap, first_output, first_parameter, weights, sums, macs)
 
@@ -431,13 +431,17 @@ def _total_cycles(config: ArrayConfig, strips: Iterable[Strip]) -> int:
 
 
 def _add_loops(values: dict[str, int], loops: Sequence[_Loop]) -> None:
-    """Add the descriptor values of a loop nest: a step of a loop also rewinds the loops inside it."""
+    """Add the descriptor values of a loop nest: a step of a loop also rewinds the loops inside it.
+
+    A loop of one iteration takes no step.
+    """
     address = x = y = 0  # what the loops inside have moved
     for (count, step, x_step, y_step), (iterations, by_address, by_x, by_y) in zip(_LOOP_FIELDS, loops, strict=True):
         values[count] = last = iterations - 1
-        values[step] = (by_address - address) % ADDRESSES
-        values[x_step] = by_x - x
-        values[y_step] = by_y - y
-        address += last * by_address
-        x += last * by_x
-        y += last * by_y
+        if last:
+            values[step] = (by_address - address) % ADDRESSES
+            values[x_step] = by_x - x
+            values[y_step] = by_y - y
+            address += last * by_address
+            x += last * by_x
+            y += last * by_y
