@@ -12,12 +12,12 @@ from nomul.estimate import estimate, estimate_alone
 from nomul_hw.config import ArrayConfig, MemoryConfig
 from nomul_hw.timing import WeightSource
 from nomul_sim import golden
-from nomul_sim.random_networks import random_networks
+from nomul_sim.random_networks import random_network
 from nomul_sim.verilated import VerilatedDevice
 
-#: A word of weights has 36 bits; a depthwise tile takes three times as many words as the buffer holds.
-MEMORY = MemoryConfig(activations=8192, weights=5, parameters=4096, accumulators=60, layers=400, lines=12)
-STREAMED = ArrayConfig("ternary", rows=5, cols=6, lanes=3, acc_bits=32, weights="stream", memory=MEMORY)
+#: A word of weights has 36 bits; no depthwise tile and not all of any layer fits the buffer.
+MEMORY = MemoryConfig(activations=8192, weights=3, parameters=4096, accumulators=60, layers=400, lines=12)
+STREAMED = ArrayConfig("ternary", rows=2, cols=6, lanes=3, acc_bits=32, weights="stream", memory=MEMORY)
 
 
 def sources(rng: np.random.Generator) -> list[WeightSource]:
@@ -34,7 +34,7 @@ def sources(rng: np.random.Generator) -> list[WeightSource]:
 def test_streamed_networks(seed: int) -> None:
     """Every output bit, and every counter, of samples one after the other and of every layer on its own."""
     rng = np.random.default_rng(seed)
-    case = random_networks(STREAMED, rng)
+    case = random_network(STREAMED, rng)
     program = compile_graph(case.graph, STREAMED)
     expected = golden.run(case.graph, case.inputs)
     device = VerilatedDevice(STREAMED)
@@ -52,7 +52,7 @@ def test_streamed_networks(seed: int) -> None:
 def test_built_in_network() -> None:
     """A network that is part of the accelerator computes the same, and no other can be loaded."""
     config = replace(STREAMED, weights="memory", memory=replace(MEMORY, weights=32768))
-    cases = [random_networks(config, np.random.default_rng(seed)) for seed in (1, 2)]
+    cases = [random_network(config, np.random.default_rng(seed)) for seed in (1, 2)]
     programs = [compile_graph(case.graph, config) for case in cases]
     device = VerilatedDevice(config, programs[0].contents)
     result = device.run(programs[0], cases[0].inputs)

@@ -113,14 +113,15 @@ def test_what_no_array_can_hold() -> None:
     assert found.problem is not None and found.problem.startswith("memory.")
 
 
-def test_layers_that_the_array_cannot_run() -> None:
+def test_layers_of_other_formats() -> None:
+    """Without weights, as many planes as a format can need; where none would do, the layer is named."""
     network = load_topology(TOPOLOGIES / "resnet18.csv")
     other = replace(network, nodes=(replace(network.layers[0], format=get_format("int8")),))
-    with pytest.raises(CompileError, match="layer 'conv1' has int8 weights, the array ternary: weights of several"):
-        estimate_network(other, ArrayConfig(TERNARY), fit=False)
-    depthwise = replace(network, nodes=(replace(network.layers[0], groups=3),))
-    with pytest.raises(CompileError, match="layer 'conv1': convolutions in groups, depthwise ones among them, are not"):
-        estimate_network(depthwise, ArrayConfig(TERNARY), fit=False)
+    (plain,), (planes,) = (estimate_network(replace(network, nodes=nodes), ArrayConfig(TERNARY), fit=False).layers
+                           for nodes in (network.layers[:1], other.layers))
+    assert planes.counters["busy"] == 8 * plain.counters["busy"] and planes.macs == plain.macs
+    with pytest.raises(CompileError, match="layer 'conv1': its int8 weights cannot be written as up to 16 planes of"):
+        estimate_network(other, ArrayConfig(get_format("binary")), fit=False)
 
 
 # Large networks ----------------------------------------------------------------------------------------------------
