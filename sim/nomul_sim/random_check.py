@@ -236,7 +236,7 @@ def _random_source(rng: np.random.Generator) -> WeightSource:
         case 0:
             return WeightSource([True])
         case 1:
-            return WeightSource.constant(float(rng.uniform(0.05, 1)))
+            return WeightSource.constant(int(rng.integers(1, 20)) / 20)
         case _:
             pattern = rng.random(int(rng.integers(1, 100))) < rng.choice([0.1, 0.5, 0.9])
             pattern[rng.integers(len(pattern))] = True
@@ -272,7 +272,8 @@ def check_cases(name: str, make: Maker, config: ArrayConfig, count: int, seed: i
         try:
             program = compile_graph(graph, config)
             device.transport.stall(float(rng.choice(_STALLS)), float(rng.choice(_STALLS)), index)
-            device.transport.source = _random_source(rng)
+            if config.weights == "stream":
+                device.transport.source = _random_source(rng)
             cycles = program.estimate(_source(device)).cycles
             device.transport.max_idle_cycles = 10_000 + 4 * cycles
             problem = check_case(device, program, case.inputs)

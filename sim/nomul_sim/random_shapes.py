@@ -13,8 +13,9 @@ __all__ = ["Kind", "Shape", "any_shape", "map_size", "padded", "random_channels"
 
 Kind = Literal["conv", "max", "sum"]
 
-#: Chances of what a node is.
-_KINDS = {"conv": 0.35, "grouped": 0.1, "depthwise": 0.15, "linear": 0.1, "max": 0.15, "sum": 0.1, "global": 0.05}
+#: Chances of what a node is: on an array with a window unit, on one without.
+_KINDS = {"conv": (0.25, 0.35), "grouped": (0.05, 0.1), "depthwise": (0.3, 0.15), "linear": (0.05, 0.1),
+          "max": (0.2, 0.15), "sum": (0.1, 0.1), "global": (0.05, 0.05)}
 
 
 @dataclass(frozen=True)
@@ -67,18 +68,19 @@ def smallest_shape(source: Tensor) -> Shape:
 
 def any_shape(config: ArrayConfig, rng: np.random.Generator, source: Tensor) -> Shape | None:
     """Draw a node of any kind that reads ``source``; None if its window does not fit."""
-    match str(rng.choice(list(_KINDS), p=list(_KINDS.values()))):
+    chances = [beside if config.memory.lines else without for beside, without in _KINDS.values()]
+    match str(rng.choice(list(_KINDS), p=chances)):
         case "conv":
             return _windowed(rng, "conv", random_channels(config, rng), source)
         case "grouped":
             groups = _divisor(rng, source.channels)
             return _windowed(rng, "conv", groups * int(rng.integers(1, 4)), source, groups=groups)
         case "depthwise":
-            return _windowed(rng, "conv", source.channels, source, groups=source.channels, small=rng.random() < 0.8)
+            return _windowed(rng, "conv", source.channels, source, groups=source.channels, small=rng.random() < 0.85)
         case "linear":
             return Shape("conv", random_channels(config, rng), (1, 1), (source.height, source.width))
         case "max":
-            return _windowed(rng, "max", source.channels, source, small=rng.random() < 0.6)
+            return _windowed(rng, "max", source.channels, source, small=rng.random() < 0.8)
         case "sum":
             return _windowed(rng, "sum", source.channels, source)
         case _:

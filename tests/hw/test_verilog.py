@@ -258,6 +258,7 @@ ACCELERATORS = [
     ArrayConfig("int4", rows=2, cols=3),
     ArrayConfig("int4", rows=2, cols=2, pe="multiplier"),
     ArrayConfig("int8", rows=2, cols=2, pe="multiplier"),
+    ArrayConfig("pot3", rows=2, cols=3, weights="stream", memory=MemoryConfig(weights=33, lines=7)),
 ]
 every_accelerator = pytest.mark.parametrize("config", ACCELERATORS, ids=lambda config: config.name)
 

@@ -64,7 +64,7 @@ def test_single_cycle(device: VerilatedDevice, program, monkeypatch: pytest.Monk
     second = correct.graph.nodes[1].name
     if alone:
         estimate = random_check.estimate_alone
-        monkeypatch.setattr(random_check, "estimate_alone", lambda program, node: (
+        monkeypatch.setattr(random_check, "estimate_alone", lambda program, node, source: (
             estimate(program, node) | {"drain": estimate(program, node)["drain"] + (node == second)}))
         drain = estimate(correct, second)["drain"]
     else:
@@ -72,7 +72,7 @@ def test_single_cycle(device: VerilatedDevice, program, monkeypatch: pytest.Monk
         estimate, two = Program.estimate, random_check._until(correct, correct.graph.nodes[1])
         drain = estimate(two).accounting["drain"]
 
-        def one_more(program: Program):
+        def one_more(program: Program, source: None):
             found = estimate(program)
             if len(program.layers) == len(two.layers):
                 found.accounting["drain"] += 1

@@ -271,5 +271,5 @@ def test_weights_that_do_not_fit_the_run() -> None:
 
 
 def test_no_stream_of_weights(library: Path) -> None:
-    with pytest.raises(DeviceError, match="^The device has no stream of weights$"):
+    with pytest.raises(DeviceError, match=r"^The device has no stream of weights$"):
         StreamModel(library).feed([1])

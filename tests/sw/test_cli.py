@@ -141,6 +141,16 @@ def test_generate():
     assert "out/ternary_2x2.v" in text and data["top"] in text
 
 
+def test_generate_with_a_program(program):
+    data = document("generate", "--program", program, "-o", "out")
+    files = ["parameter.hex", "program.hex", "weight.hex"]
+    assert data["baked"] == {"identity": load_program(program).contents.identity, "files": files}
+    assert all(Path("out", name).is_file() for name in files)
+    assert {tool["status"] for tool in data["lint"]["tools"]} <= {"clean", "not run"}
+    text = invoke("generate", "--program", program, "-o", "out", "--no-lint").stdout
+    assert f"{data['baked']['identity']:08x}, built in" in text
+
+
 def test_generate_lints():
     tools = document("generate", "array.toml", "-o", "out")["lint"]["tools"]
     assert {tool["tool"]: tool["status"] for tool in tools if tool["status"] != "not run"}.items() >= {
@@ -328,6 +338,9 @@ MISTAKES = {
     "config: impossible size": (lambda: ["generate", with_config("[array]\nformat='ternary'\nrows = 0"), "-o", "out"],
                                 "bad.toml: array.rows must be in 1..256, not 0"),
     "generate: not a folder": (lambda: ["generate", "array.toml", "-o", "x.npy"], "x.npy: is not a folder"),
+    "generate: nothing": (lambda: ["generate", "-o", "out"], "give either CONFIG.toml or --program PROGRAM"),
+    "generate: both": (lambda: ["generate", "array.toml", "--program", "program", "-o", "out"],
+                       "give either CONFIG.toml or --program PROGRAM"),
     "quantize: unknown format": (
         lambda: ["quantize", "model.py:make", "--calibration", "x.npy", "--format", "int17", "-o", "out"],
         "Unknown weight format 'int17'; known: binary, ternary"),

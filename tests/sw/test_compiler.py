@@ -148,7 +148,7 @@ def test_overflow_proof_covers_pools(kind: Literal["max", "sum"]) -> None:
 @pytest.mark.parametrize("array", ["int8", "ternary", "int4", "exp4", "pot3", "pot4"])
 @pytest.mark.parametrize("sign", [1, -1])
 def test_sums_may_leave_an_accumulator_on_their_way(array: str, sign: int) -> None:
-    """Whatever planes, inversions and bias do in between, what fits in the end is right, to the last code."""
+    """Whatever planes do in between, what fits in the end is right, to the last code."""
     fmt = get_format("int8")
     weights = np.array([[[[100, -27]], [[127, 1]], [[-128, -128]]]], dtype=np.int32) * sign
     weights = np.clip(weights, *(fmt.levels[0], fmt.levels[-1])).astype(np.int32)
@@ -284,3 +284,17 @@ def test_unused_lanes_count_as_the_constants_that_they_are() -> None:
     assert program.input_window == (3, 3)
     codes = input_codes(graph, np.random.default_rng(0), 3)
     assert golden.accumulators(graph, graph.nodes[0], codes).min() == -9 * 128 * 128
+
+
+@pytest.mark.parametrize(("level", "code"), [(1, 127), (-1, -128)])
+def test_biases_may_exceed_an_accumulator(level: int, code: int) -> None:
+    """Seven unused lanes of 128 each are in the bias, and in the sum."""
+    largest = (1 << 15) - 1
+    graph = conv_graph(fmt="pot3", channels=1, out=1, size=(1, 1), kernel=(1, 1), padding=(0, 0, 0, 0), level=level,
+                       bias=largest - (127 if level > 0 else 128))
+    graph = replace(graph, nodes=(replace(graph.nodes[0], shift=np.full(1, 8)),))
+    program = compile_graph(graph, ArrayConfig("pot3", rows=8, cols=1, acc_bits=16))
+    word = int(program.parameters[0]) & 0xFFFF
+    assert (word >= 1 << 15) == (level > 0)  # the largest bias, and more: negative
+    codes = np.full((1, 1, 1, 1), code, dtype=np.int8)
+    assert run(program, codes).item() == golden.run(graph, codes)["y"].item() == 127

@@ -149,7 +149,7 @@ class Geometry:
         return op is LayerOp.DEPTHWISE and self.layer.stride[1] == 2
 
     def _cycles(self, op: LayerOp, pair: bool = False) -> float:
-        """Cycles of the layer on its own; infinite if it cannot run so."""
+        """Cycles of the layer, run on its own; infinite if it cannot run so."""
         try:
             return _total_cycles(self.config, self._strips(op, pair))
         except CompileError:
@@ -326,7 +326,7 @@ class Geometry:
         layer, source, target = self.layer, self.source, self.target
         rows = _Visits.along(layer.kernel[0], layer.stride[0], layer.padding[0], target.height)
         columns = _Visits.along(layer.kernel[1], layer.stride[1], layer.padding[1], target.width,
-                                   at_once=1 + pair, least=2)
+                                at_once=1 + pair, least=2)
         step = 1 + pair
         values = self._values(op, [
             _ONCE, _ONCE, _Loop(columns.positions, step, x=step), _Loop(rows.positions, source.width, y=1),

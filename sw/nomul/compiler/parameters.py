@@ -27,7 +27,7 @@ def pack_parameters(
     Parameters
     ----------
     correction : int64 array, shape (out_channels,)
-        What the bias must add. It is kept modulo ``2**acc_bits``, as the sums are.
+        What the bias must add. Only ``acc_bits`` bits of the bias are kept: sums are modulo ``2**acc_bits`` anyway.
     positions : int64 array, shape (out_channels,)
         The lane of every channel.
     count : int
@@ -43,9 +43,8 @@ def pack_parameters(
         filled[positions] = values
         return filled
 
-    half = 1 << config.acc_bits - 1
     values = {field.name: np.zeros(count, dtype=np.int64) for field in parameter_fields(config)}
-    values["bias"] = fill((node.bias + correction + half) % (2 * half) - half, 0)
+    values["bias"] = fill(node.bias + correction, 0)
     values["shift"] = fill(node.shift - drop, config.max_gain_shift)
     multiplier = fill(node.multiplier, 1)
     for each in np.unique(multiplier):
