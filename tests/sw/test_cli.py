@@ -249,6 +249,12 @@ def test_estimate_of_what_no_array_can_hold():
     assert "no array can hold this network: memory." in result.stderr and json.loads(result.stdout)["cycles"] > 35e6
 
 
+def test_quantize_some_layers_to_other_formats():
+    data = document("quantize", "model.py:make", "--calibration", "x.npy", "--format", "ternary", "--format-of",
+                    "4=int8", "--format-of", "*=int4", "-o", "n")
+    assert data["formats"] == {"0": "int4", "4": "int8"} and data["format"] == "ternary"
+
+
 def test_quantize_by_format_name():
     document("quantize", "model.py:make", "--calibration", "x.npy", "--format", "exp4", "--method", "nearest",
              "-o", "n")
@@ -349,6 +355,12 @@ MISTAKES = {
     "quantize: unknown method": (
         lambda: ["quantize", "model.py:make", "--calibration", "x.npy", "--format", "int4", "--method", "best", "-o",
                  "out"], "Method must be one of nearest, gptq, not 'best'"),
+    "quantize: no layer of that name": (
+        lambda: ["quantize", "model.py:make", "--calibration", "x.npy", "--format", "int4", "--format-of", "fc=int8",
+                 "-o", "out"], "No layer with weights has a name like 'fc'"),
+    "quantize: half a format": (
+        lambda: ["quantize", "model.py:make", "--calibration", "x.npy", "--format", "int4", "--format-of", "int8", "-o",
+                 "out"], "--format-of takes PATTERN=NAME, such as *.fc=int8, not 'int8'"),
     "quantize: no model": (
         lambda: ["quantize", "model.py:nothing", "--calibration", "x.npy", "--format", "int4", "-o", "out"],
         "model.py has no 'nothing'; it has make, Strange"),

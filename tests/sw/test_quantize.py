@@ -592,8 +592,10 @@ def fire_graph(seed=0):
         FloatPool("mean", (3, 3), (1, 1), (1, 1, 1, 1), kind="average", divisor=9),
         float_conv(rng, "side", 8, 8, (1, 1), input="mix", low=0.0),
         FloatConcat("averaged", ("mean", "side")),
-        float_conv(rng, "linear", 16, 5, (12, 8), input="averaged"),
+        FloatPool("pool", (12, 8), kind="average", divisor=96),
+        float_conv(rng, "linear", 16, 5, (1, 1)),
     )
+    layers[1].weights[:] *= 0.5
     layers[2].weights[:] *= 1.5
     return FloatGraph((3, 12, 8), layers, (5,))
 

@@ -10,8 +10,8 @@ the gains of the convolution before where the network ends with the pool, or its
 concatenated with one.
 """
 
-import fnmatch
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from functools import reduce
 from typing import TYPE_CHECKING, Any
 
@@ -180,7 +180,7 @@ class _Quantizer:
         """Refuse choices and layers that no calibration could help."""
         names = [layer.name for layer in self.network.layers if isinstance(layer, FloatConv)]
         for pattern in self.config.formats:
-            if not fnmatch.filter(names, pattern):
+            if not any(fnmatchcase(name, pattern) for name in names):
                 raise QuantizeError(f"No layer with weights has a name like {pattern!r}; there are {', '.join(names)}")
         for layer in self.network.layers:
             if isinstance(layer, FloatPool) and layer.kind == "average" and (
