@@ -32,7 +32,7 @@ WINDOW = 3
 MAX_LINES = 1 << 11
 
 #: Version of everything that a program depends on beyond the configuration: descriptor layout, host protocol, timing.
-MACHINE_VERSION = 1
+MACHINE_VERSION = 2
 
 
 class ConfigError(ValueError):

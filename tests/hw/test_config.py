@@ -129,11 +129,11 @@ def test_format_as_a_table(tmp_path):
     ("rows = 3", "unknown table [rows]; known: [array], [memory]"),
     ("array = 3", "[array] must be a table, not 3"),
     ("[array]\nformat = 'ternary'\nrow = 3",
-     "unknown key array.row; known: acc_bits, act_bits, cols, format, gain_terms, lanes, pe, rows"),
+     "unknown key array.row; known: acc_bits, act_bits, cols, format, gain_terms, lanes, pe, plane_shift, rows, weights"),
     ("[array]\nformat = 'ternary'\nmemory = 3",
-     "unknown key array.memory; known: acc_bits, act_bits, cols, format, gain_terms, lanes, pe, rows"),
+     "unknown key array.memory; known: acc_bits, act_bits, cols, format, gain_terms, lanes, pe, plane_shift, rows, weights"),
     ("[array]\nformat = 'ternary'\n[memory]\nweight = 3",
-     "unknown key memory.weight; known: accumulators, activations, layers, parameters, weights"),
+     "unknown key memory.weight; known: accumulators, activations, layers, lines, parameters, weights"),
     ("[array]\nformat = 'ternery'", ("array.format: Unknown weight format 'ternery'; known: binary, ternary, pot3, "
                                      "pot3z, pot4, pot4z, exp4, exp4_sqrt2, exp5, fp4_e2m1, int2..int16")),
     ("[array]\nformat = 'int9'", ("array.format: an array holds weights of up to 8 bits, not int9; layers of int9 run "
@@ -178,7 +178,7 @@ def test_format_as_a_table(tmp_path):
                                   'set pe = "multiplier" or choose a format with fewer levels')),
     ("[array]\nformat = 'int4'\nacc_bits = 14",
      "array.acc_bits = 14 cannot hold one column sum of 16 int4 products: at least 15 bits are needed"),
-    ("[array]\nformat = 'ternary'\n[memory]\nactivations = 1", "memory.activations must be in 2..65536, not 1"),
+    ("[array]\nformat = 'ternary'\n[memory]\nactivations = 1", "memory.activations must be in 2..1048576, not 1"),
     ("[array]\nformat = 'ternary'\n[memory]\nweights = 4194305", "memory.weights must be in 2..4194304, not 4194305"),
     ("[array]\nformat = 'ternary'\n[memory]\nparameters = 1", "memory.parameters must be in 2..65536, not 1"),
     ("[array]\nformat = 'ternary'\n[memory]\naccumulators = -5", "memory.accumulators must be in 2..65536, not -5"),

@@ -128,7 +128,8 @@ def test_numbers_on_the_wire():
     """Programs and drivers in the field depend on these: a change needs a new machine version."""
     assert {op.name: op.value for op in Opcode} == {"WRITE": 1, "READ": 2, "RUN": 3}
     assert [target.value for target in Target] == list(range(7))
-    assert {op.name: op.value for op in LayerOp} == {"CONV": 0, "MAX_POOL": 1, "SUM_POOL": 2}
+    assert {op.name: op.value for op in LayerOp} == {
+        "CONV": 0, "MAX_POOL": 1, "SUM_POOL": 2, "DEPTHWISE": 3, "MAX_WINDOW": 4}
     assert list(COUNTERS) == ["total", "busy", "weight", "requantize", "drain", "control"]
 
 

@@ -133,7 +133,7 @@ def test_no_multiplier_no_negation(form, lanes, row):
     """One adder per product and one per sum from above, none for negating; constant shifts are wiring."""
     found = cells(make_element(form, lanes, row=row))
     assert found["$add"] == lanes * len(form.terms) - (row == 0)
-    assert set(found) <= {"$add", "$and", "$xor", "$eq", "$mux", "$dff", "$sdff", "$dffe"}
+    assert set(found) <= {"$add", "$and", "$xor", "$eq", "$mux", "$shl", "$sshl", "$dff", "$sdff", "$dffe"}
 
 
 @every_form
