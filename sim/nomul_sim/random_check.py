@@ -129,8 +129,8 @@ def features(program: Program, source: WeightSource | None = None) -> Iterator[s
                 yield "concat with gaps"
     if source is not None:
         yield "streamed weights"
-        for layer in program.estimate(source).layers:
-            if layer.counters["memory"]:
+        for counted in program.estimate(source).layers:
+            if counted.counters["memory"]:
                 yield "layer that waits for streamed weights"
 
 

@@ -163,7 +163,7 @@ class Builder:
             for fmt in formats:
                 size = (shape.channels, source.channels // shape.groups, *shape.kernel)
                 # On the array, a grouped convolution has zeros between its groups.
-                zeros = shape.groups > 1 and not (fmt is None and self._in_window_unit(shape, source, surely=True))
+                zeros = shape.groups > 1 and not (fmt is None and self._has_window(shape, source))
                 weights = random_weights(self.config, self.rng, size, fmt, zeros=zeros)
                 if weights is not None and self._fits(shape, source, weights):
                     return shape, weights
@@ -181,7 +181,10 @@ class Builder:
             out_words = max(out_words, ceil(blocks * config.cols / config.depth))
             words *= blocks * weights.planes
             tiles = max(taps * in_words * blocks * weights.planes,
-                        in_words * config.window_groups if self._in_window_unit(shape, source) else 0)
+                        in_words * config.window_groups if self._is_depthwise(shape, source) else 0)
+        if self._has_window(shape, source) and (weights is None or weights.format is None):
+            top, left, bottom, right = shape.padding
+            words = min(words, (top + source.height + bottom) * (left + source.width + right) * in_words)
         rows = memory.accumulators // shape.size[1]
         return (
             words <= _MAX_WORDS
@@ -195,13 +198,17 @@ class Builder:
             and (weights is not None or taps <= 1 << config.pool_bits - config.act_bits)
         )
 
-    def _in_window_unit(self, shape: Shape, source: Tensor, *, surely: bool = False) -> bool:
-        """Whether a convolution may run in the window unit; or surely can."""
-        if not self.config.memory.lines or not shape.groups == shape.channels == source.channels:
-            return False
-        across = shape.padding[1] + source.width + shape.padding[3]
-        return not surely or (max(shape.kernel) <= WINDOW and max(shape.stride) <= 2 and max(shape.dilation) == 1
-                              and across <= self.config.memory.lines)
+    @staticmethod
+    def _is_depthwise(shape: Shape, source: Tensor) -> bool:
+        return shape.kind == "conv" and shape.groups == shape.channels == source.channels
+
+    def _has_window(self, shape: Shape, source: Tensor) -> bool:
+        """Whether there is a window unit that takes a node, if the array's format holds its weights."""
+        return (
+            (shape.kind == "max" or self._is_depthwise(shape, source))
+            and max(shape.kernel) <= WINDOW and max(shape.stride) <= 2 and max(shape.dilation) == 1
+            and max(2, shape.padding[1] + source.width + shape.padding[3]) <= self.config.memory.lines
+        )
 
     def _largest_sum(self, shape: Shape, source: Tensor, weights: Weights | None) -> int:
         """Bound of a sum over a window: unused lanes, and what inversions leave to the bias, included."""
@@ -209,7 +216,7 @@ class Builder:
         if weights is None:
             return taps * most
         used, lanes = source.channels // shape.groups, self._words[source.name] * self.config.depth
-        if self._in_window_unit(shape, source):
+        if self._is_depthwise(shape, source) and self.config.memory.lines:
             taps = max(taps, WINDOW * WINDOW)
         return taps * (most + 1) * (used * weights.reach + (lanes - used) * weights.filler)
 

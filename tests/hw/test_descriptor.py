@@ -130,7 +130,7 @@ def test_numbers_on_the_wire():
     assert [target.value for target in Target] == list(range(7))
     assert {op.name: op.value for op in LayerOp} == {
         "CONV": 0, "MAX_POOL": 1, "SUM_POOL": 2, "DEPTHWISE": 3, "MAX_WINDOW": 4}
-    assert list(COUNTERS) == ["total", "busy", "weight", "requantize", "drain", "control"]
+    assert list(COUNTERS) == ["total", "busy", "weight", "memory", "requantize", "drain", "control"]
 
 
 def test_field_table():

@@ -2,8 +2,8 @@
 
 import pytest
 
-from nomul_sim.networks import common_config, main, quantized, run_network
 from nomul_hw.config import ArrayConfig
+from nomul_sim.networks import common_config, main, quantized, run_network
 
 #: The cycles that 16 x 16 products may take at most, all of it counted.
 LIMITS = {"resnet8": 50_000, "ds_cnn": 13_000, "mobilenet_v1_025": 40_000, "autoencoder": 5_500, "resnet20": 165_000}
