@@ -11,8 +11,7 @@ pixels, ``T = config.tile_cycles``, ``D = config.window_tile_cycles`` and ``E`` 
 - maximum in the window unit: the same without a ``D``;
 - then the pipeline drains, and one cycle of control starts the next layer.
 
-Weights that come from outside add what the source cannot keep up with: the walk over the tiles in
-:class:`WeightSource`'s terms, one step a tile.
+Weights from outside add the cycles in which their source (:class:`WeightSource`) falls behind, worked out tile by tile.
 
 These are equalities with the hardware's counters, per cause, tested with zero difference. Plain Python: importing
 this module does not import Amaranth.

@@ -75,7 +75,7 @@ _DECLARED_MEMORY = re.compile(r"""^  cell \\memory .*
   end$""", re.MULTILINE)
 _MEMORY_PORT = re.compile(r"(?<=^  cell )\\(?=\$mem(?:rd|wr)_v2 )", re.MULTILINE)
 _UNDEFINED = re.compile(r'"undefined (\d+)"$', re.MULTILINE)
-_CONTENTS = re.compile(r"^  \(\* contents = (\".*\") \*\)\n(  reg .* (\w+) \[(\d+):0\];\n)", re.MULTILINE)
+_CONTENTS = re.compile(r"^  \(\* contents = (\S+) \*\)\n(  reg .* (\w+) \[(\d+):0\];\n)", re.MULTILINE)
 _CELL = re.compile(r"^  cell \\(\S+) ", re.MULTILINE)
 
 

@@ -68,7 +68,7 @@ class Builder:
         self.config, self.rng = config, rng
         self._share, self._mixed, self._tame = share, mixed, tame
         source = self._tensor("input", random_channels(config, rng),
-                              map_size(rng, int(config.memory.activations * share / 3)))
+                              map_size(config, rng, int(config.memory.activations * share / 3)))
         self.graph = Graph(config.format, config.act_bits, config.gain_terms, (source,), (), source.name, source.name,
                            source.shape)
         self._codes = {source.name: random_codes(config, rng, (batch, *source.shape), tame=tame)}

@@ -46,18 +46,21 @@ def random_channels(config: ArrayConfig, rng: np.random.Generator) -> int:
             return int(rng.integers(1, 2 * max(config.depth, config.cols) + 2))
 
 
-def map_size(rng: np.random.Generator, words: int) -> tuple[int, int]:
+def map_size(config: ArrayConfig, rng: np.random.Generator, pixels: int) -> tuple[int, int]:
     """Height and width of a network's input, of at most so many pixels."""
-    most = max(1, min(10, int(words ** 0.5)))
-    match rng.integers(8):
+    most = max(1, min(10, int(pixels ** 0.5)))
+    match rng.integers(12):
         case 0:
             return 1, 1
         case 1:  # one row, as in convolutions over one dimension, or one column
             long = int(rng.integers(1, min(4 * most, most * most) + 1))
             return (1, long) if rng.random() < 0.7 else (long, 1)
-        case _:
+        case 2 | 3 | 4:
             height, width = rng.integers(1, most + 1, 2).tolist()
             return height, width
+        case _:  # not as wide as a window unit allows
+            widest = min(most, config.memory.lines) or most
+            return int(rng.integers(1, most + 1)), int(rng.integers((widest + 1) // 2, widest + 1))
 
 
 def smallest_shape(source: Tensor) -> Shape:

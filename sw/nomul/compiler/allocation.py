@@ -1,6 +1,6 @@
 """Memory allocation: where every activation tensor lies, and when its words are free again."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from nomul_hw.config import ArrayConfig
 
@@ -15,8 +15,8 @@ __all__ = ["allocate"]
 
 
 def allocate(
-    network: NetworkShape, lanes: Mapping[str, Lanes], written: Mapping[str, int], config: ArrayConfig,
-    depth: int | None,
+    network: NetworkShape, lanes: Mapping[str, Lanes], written: Mapping[str, int], kept: Iterable[str],
+    config: ArrayConfig, depth: int | None,
 ) -> tuple[dict[str, Placement], int]:
     """Place all tensors, first fit. A tensor's words are free after its last reader.
 
@@ -31,6 +31,8 @@ def allocate(
         Where the channels of every tensor lie.
     written : mapping of str to int
         Words of a pixel that a tensor's layer writes, by tensor.
+    kept : iterable of str
+        Tensors that are read when all layers have run, the network's output among them.
     depth : int, optional
         Words of a bank; None for as many as it takes.
 
@@ -54,7 +56,8 @@ def allocate(
     for index, node in enumerate(network.nodes):
         for name in node.sources:
             last_use[origin[name][0]] = index
-    last_use[origin[network.output][0]] = len(network.nodes)
+    for name in kept:
+        last_use[origin[name][0]] = len(network.nodes)
     places: dict[str, tuple[int, int]] = {}  # bank and address
     live: list[dict[str, tuple[int, int]]] = [{}, {}]  # first word and end of the tensors in each bank
     free_after: dict[int, list[str]] = {}

@@ -124,7 +124,10 @@ def _plan(original: NetworkShape, window: tuple[int, int], config: ArrayConfig, 
         Geometry(layer, network.tensor(layer.input), network.tensor(layer.output), lanes[layer.input],
                  lanes[layer.output], network.depthwise(layer), config, compact) for layer in network.layers]
     written = {geometry.target.name: geometry.written_words for geometry in geometries}
-    placements, activations = allocate(network, lanes, written, config, config.memory.activations if fit else None)
+    # What is copied for a concatenation at the end counts as a part of the last layer, whose output is read after that.
+    kept = {network.output, *(layer.output for layer in original.layers[-1:])}
+    placements, activations = allocate(network, lanes, written, kept, config,
+                                       config.memory.activations if fit else None)
     layers: list[PlannedLayer] = []
     parameters = weights = accumulators = 0
     for geometry in geometries:
