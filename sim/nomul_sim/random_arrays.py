@@ -28,9 +28,9 @@ NETWORK_CONFIGS: tuple[ArrayConfig, ...] = tuple(ArrayConfig(**values) for value
 #: groups of taps, planes with and without shifts, weights kept and streamed through a large and a tiny queue, and
 #: memories of no round size, some so few accumulators that layers run as strips.
 CONFIGS: tuple[ArrayConfig, ...] = (*NETWORK_CONFIGS, *(ArrayConfig(**values) for values in (  # type: ignore[arg-type]
-    {"format": "binary", "rows": 4, "cols": 4, "lanes": 8, "acc_bits": 20, "plane_shift": 1},
+    {"format": "binary", "rows": 2, "cols": 4, "lanes": 8, "acc_bits": 20, "plane_shift": 1},
     {"format": "ternary", "rows": 1, "cols": 1, "memory": MemoryConfig(accumulators=20, lines=5)},
-    {"format": "ternary", "rows": 8, "cols": 2, "lanes": 4, "gain_terms": 3, "plane_shift": 2},
+    {"format": "ternary", "rows": 4, "cols": 2, "lanes": 4, "gain_terms": 3, "plane_shift": 2},
     {"format": "pot3z", "rows": 2, "cols": 8, "lanes": 2, "gain_terms": 1, "memory": MemoryConfig(lines=16)},
     {"format": "pot4", "rows": 4, "cols": 4, "gain_terms": 3, "acc_bits": 32},
     {"format": "exp4", "rows": 5, "cols": 4, "memory": MemoryConfig(700, 3000, 150, 30, 50), "plane_shift": 0},
@@ -38,7 +38,7 @@ CONFIGS: tuple[ArrayConfig, ...] = (*NETWORK_CONFIGS, *(ArrayConfig(**values) fo
     {"format": "exp5", "rows": 3, "cols": 5, "lanes": 2, "gain_terms": 1},
     {"format": "int2", "rows": 2, "cols": 8, "act_bits": 2, "gain_terms": 3},
     {"format": "int3", "rows": 1, "cols": 1, "lanes": 8, "memory": MemoryConfig(accumulators=9, lines=2)},
-    {"format": "int4", "pe": "multiplier", "rows": 5, "cols": 3, "lanes": 4},
+    {"format": "int4", "pe": "multiplier", "rows": 5, "cols": 3, "lanes": 2},
     {"format": "int8", "pe": "multiplier", "rows": 3, "cols": 9, "gain_terms": 1, "acc_bits": 32, "weights": "stream",
      "memory": MemoryConfig(weights=7)},
 )))

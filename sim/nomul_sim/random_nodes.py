@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from math import ceil, lcm, prod
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -111,8 +112,7 @@ class Builder:
         if skip is not None and like is None:
             target = replace(target, exponent=skip.exponent + int(rng.choice(drops)))
 
-        draft = self._draft(name, shape, source, target, weights)
-        draft = replace(draft, shift=draft.shift + MAX_SKIP_DROP, skip=skip.name if skip else None)
+        draft = self._draft(name, shape, source, target, skip, weights)
         self._append(draft, target)
         # The golden sums of the draft decide which biases make the interesting cases.
         node = aim(config, rng, draft, golden.accumulators(self.graph, draft, self._codes[source.name]), target,
@@ -220,16 +220,16 @@ class Builder:
             taps = max(taps, WINDOW * WINDOW)
         return taps * (most + 1) * (used * weights.reach + (lanes - used) * weights.filler)
 
-    def _draft(self, name: str, shape: Shape, source: Tensor, target: Tensor, weights: Weights | None) -> Node:
+    def _draft(self, name: str, shape: Shape, source: Tensor, target: Tensor, skip: Tensor | None,
+               weights: Weights | None) -> Node:
         """Make the node with all but its final bias and gain."""
         low, high = random_clamp(self.config, self.rng, target.zero_point, tame=self._tame)
-        node = Node(
-            name=name, input=source.name, output=target.name, kernel=shape.kernel, stride=shape.stride,
-            padding=shape.padding, dilation=shape.dilation, bias=np.zeros(target.channels, dtype=np.int64),
-            multiplier=np.ones(target.channels, dtype=np.int64), shift=np.zeros(target.channels, dtype=np.int64),
-            low=low, high=high,
-        )
-        fields = {field: getattr(node, field) for field in node.__dataclass_fields__}
+        window = {"kernel": shape.kernel, "stride": shape.stride, "padding": shape.padding, "dilation": shape.dilation}
+        gain = {"multiplier": np.ones(target.channels, dtype=np.int64),
+                "shift": np.full(target.channels, MAX_SKIP_DROP)}
+        fields: dict[str, Any] = {
+            "name": name, "input": source.name, "output": target.name, **window, **gain,
+            "bias": np.zeros(target.channels, dtype=np.int64), "low": low, "high": high, "skip": skip and skip.name}
         if weights is None:
             return Pool(**fields, kind="max" if shape.kind == "max" else "sum")
         return Conv(**fields, weights=weights.values, groups=shape.groups, format=weights.format)

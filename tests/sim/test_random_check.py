@@ -9,7 +9,6 @@ import pytest
 
 from nomul.compiler import Program, compile_graph
 from nomul.graph import Conv
-from nomul_hw.config import ArrayConfig
 from nomul_sim import golden, random_check, random_layers, random_networks
 from nomul_sim.build import BuildError
 from nomul_sim.random_arrays import CONFIGS, NETWORK_CONFIGS
@@ -122,15 +121,11 @@ def test_arrays() -> None:
     assert {config.gain_terms for config in CONFIGS} == {1, 2, 3}
     assert {config.act_bits for config in CONFIGS} >= {2, 4, 8}
     assert {(config.rows, config.cols) for config in CONFIGS} >= {(1, 1), (3, 5), (2, 8), (8, 2), (4, 4)}
-
-    def kinds(configs: tuple[ArrayConfig, ...]) -> set[object]:
-        return {(config.format.zero, config.memory.lines > 0, config.window_groups > 1, config.plane_shift > 0)
-                for config in configs}
-
     for configs in (CONFIGS, NETWORK_CONFIGS):
         windowed = [config for config in configs if config.memory.lines]
         assert {config.format.zero for config in windowed} == {False, True}
         assert {config.window_groups for config in windowed} >= {1, 2, 3, 5}
         assert {config.cols > config.depth for config in configs} == {False, True}
         assert any(not config.memory.lines for config in configs)
+        assert {config.weights for config in configs} == {"memory", "stream"}
     assert {config.plane_shift for config in CONFIGS} >= {0, 1, 2, 4}

@@ -35,10 +35,10 @@ def cases(config: ArrayConfig, count: int, seed: int = SEED) -> list[Case]:
 
 
 def test_programs_have_everything() -> None:
-    """What the RTL was compared on: all that layers can be."""
+    """What the RTL was compared on: all that layers can be, in half of the cases already."""
     found = Counter[str]()
     for config in CONFIGS:
-        for case in cases(config, CASES):
+        for case in cases(config, CASES // 2):
             found.update(features(compile_graph(case.graph, config)))
     assert set(found) >= {
         "conv", "max pool", "sum pool", "depthwise", "max window", "copy", "groups on the array",

@@ -33,18 +33,20 @@ def test_there_are_500_cases() -> None:
     assert test_random_layers.CASES * len(CONFIGS) + CASES * len(NETWORK_CONFIGS) >= 500
 
 
-def cases(config: ArrayConfig, count: int) -> list[Case]:
-    return [random_network(config, generator(config, SEED, index)) for index in range(count)]
+@pytest.fixture(scope="module")
+def cases() -> list[tuple[ArrayConfig, Case]]:
+    """What the RTL was compared on."""
+    return [(config, random_network(config, generator(config, SEED, index)))
+            for config in NETWORK_CONFIGS for index in range(CASES)]
 
 
-def test_programs_have_everything() -> None:
-    """What the RTL was compared on: all that networks can be made of."""
+def test_programs_have_everything(cases) -> None:
+    """All that networks can be made of."""
     found = Counter[str]()
-    for config in NETWORK_CONFIGS:
-        for case in cases(config, CASES):
-            assert 4 <= len(case.graph.nodes) <= 20
-            found.update(features(compile_graph(case.graph, config)))
-            found.update(_topology(case.graph))
+    for config, case in cases:
+        assert 4 <= len(case.graph.nodes) <= 20
+        found.update(features(compile_graph(case.graph, config)))
+        found.update(_topology(case.graph))
     assert set(found) >= {
         "conv", "max pool", "sum pool", "depthwise", "max window", "copy", "groups on the array", "residual in conv",
         "residual in depthwise", "planes with shifts", "planes without shifts", "concat", "concat with gaps",
@@ -70,11 +72,10 @@ def _topology(graph: Graph) -> Counter[str]:
     return +found
 
 
-def test_values_survive() -> None:
+def test_values_survive(cases) -> None:
     """What later layers get is worth computing with."""
     alive = []
-    for config in NETWORK_CONFIGS:
-        for case in cases(config, CASES):
-            output = golden.run(case.graph, case.inputs)[case.graph.output]
-            alive += [len(np.unique(output[:, channel])) > 1 for channel in range(output.shape[1])]
+    for _, case in cases:
+        output = golden.run(case.graph, case.inputs)[case.graph.output]
+        alive += [len(np.unique(output[:, channel])) > 1 for channel in range(output.shape[1])]
     assert np.mean(alive) > 0.6
