@@ -3,7 +3,8 @@
 from collections.abc import Iterator
 
 from nomul.compiler import Program
-from nomul.driver import Codes, RunResult, check_codes
+from nomul.driver import Codes, RunResult, check_inputs, check_sample
+from nomul.schedule import Schedule, layers_by_steps, run_by_steps
 
 from .golden import run
 
@@ -13,11 +14,14 @@ __all__ = ["GoldenDevice"]
 class GoldenDevice:
     """Runs the graph that a program was compiled from.
 
-    It takes programs for any array, and counts no cycles: :meth:`Program.estimate` knows them.
+    It takes programs for any array, and counts no cycles: :meth:`Program.estimate` knows them. A schedule it runs step
+    by step, as an accelerator would.
     """
 
-    def run(self, program: Program, codes: Codes) -> RunResult:
+    def run(self, program: Program | Schedule, codes: Codes | tuple[Codes, ...]) -> RunResult:
         """Run a program's graph on input codes, int8 (batch, channels, height, width).
+
+        A program whose graph has several inputs takes a tuple of them.
 
         Raises
         ------
@@ -27,10 +31,13 @@ class GoldenDevice:
             If the network leaves exact arithmetic.
         """
         graph = program.graph
-        codes = check_codes(codes, graph.tensor(graph.input))
-        return RunResult(run(graph, codes)[graph.output], ())
+        inputs = check_inputs(codes, graph)
+        if isinstance(program, Schedule):
+            return run_by_steps(program, inputs[0], self.run)
+        return RunResult(run(graph, inputs)[graph.output], ())
 
-    def run_layers(self, program: Program, sample: Codes) -> Iterator[tuple[str, Codes, dict[str, int]]]:
+    def run_layers(self, program: Program | Schedule, sample: Codes | tuple[Codes, ...]
+                   ) -> Iterator[tuple[str, Codes, dict[str, int]]]:
         """Run one sample layer by layer, int8 (channels, height, width).
 
         Yields
@@ -43,6 +50,10 @@ class GoldenDevice:
             Empty.
         """
         graph = program.graph
-        tensors = run(graph, check_codes(sample[None], graph.tensor(graph.input)))
+        inputs = check_sample(sample, graph)
+        if isinstance(program, Schedule):
+            yield from layers_by_steps(program, inputs[0][0], self.run_layers)
+            return
+        tensors = run(graph, inputs)
         for node in graph.computing:
             yield node.name, tensors[node.output][0], {}

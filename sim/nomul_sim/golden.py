@@ -30,7 +30,7 @@ class GoldenError(ValueError):
     """Input codes that do not belong to the graph, or a node beyond exact arithmetic; the message names it."""
 
 
-def run(graph: Graph, codes: npt.NDArray[np.int8]) -> dict[str, Int8Array]:
+def run(graph: Graph, codes: Int8Array | tuple[Int8Array, ...]) -> dict[str, Int8Array]:
     """Run a graph on a batch of inputs.
 
     Parameters
@@ -38,7 +38,7 @@ def run(graph: Graph, codes: npt.NDArray[np.int8]) -> dict[str, Int8Array]:
     graph : Graph
         The quantized network.
     codes : int8 array, shape (batch, channels, height, width)
-        Codes of the input tensor.
+        Codes of the input tensor; a tuple of them where the graph has several inputs.
 
     Returns
     -------
@@ -50,8 +50,15 @@ def run(graph: Graph, codes: npt.NDArray[np.int8]) -> dict[str, Int8Array]:
     GoldenError
         If the codes do not belong to the input tensor or a node's sums could exceed exact arithmetic.
     """
-    _check(graph, graph.tensor(graph.input), codes)
-    tensors = {graph.input: codes}
+    inputs = codes if isinstance(codes, tuple) else (codes,)
+    if len(inputs) != len(graph.inputs):
+        raise GoldenError(f"The graph has {len(graph.inputs)} inputs, not {len(inputs)}")
+    tensors = dict(zip(graph.inputs, inputs, strict=True))
+    for name, given in tensors.items():
+        _check(graph, graph.tensor(name), given)
+    samples = len(inputs[0])
+    if any(len(given) != samples for given in inputs):
+        raise GoldenError(f"All inputs must have as many samples as the first, {samples}")
     for node in graph.nodes:
         if isinstance(node, Concat):
             tensors[node.output] = np.concatenate([tensors[name] for name in node.inputs], axis=1)
@@ -59,7 +66,7 @@ def run(graph: Graph, codes: npt.NDArray[np.int8]) -> dict[str, Int8Array]:
         target = graph.tensor(node.output)
         _check_products(graph, node)
         # Channels first, so that one matrix product makes it; (channels, batch, height, width).
-        result = np.empty((target.channels, len(codes), target.height, target.width), dtype=np.int8)
+        result = np.empty((target.channels, samples, target.height, target.width), dtype=np.int8)
         skip = None
         if node.skip is not None:
             skip = tensors[node.skip].transpose(1, 0, 2, 3).astype(np.int64) - graph.tensor(node.skip).zero_point

@@ -21,13 +21,14 @@ if TYPE_CHECKING:
     from nomul_sim.verilated import VerilatedDevice
 
     from .compiler import CompileError, Program
-    from .compiler import compile_graph as compile
+    from .compiler import compile_network as compile
     from .driver import DeviceError, RunResult
     from .estimate import Estimate, estimate
     from .files import FileFormatError, load_graph, load_program, save_graph, save_program
     from .frontend import UnsupportedError
     from .graph import Graph, GraphError
     from .quantize import QuantizeConfig, QuantizeError, quantize
+    from .schedule import Schedule
     from .verify import Verification, verify
 
 __version__ = "0.1.0"
@@ -42,6 +43,7 @@ _HOME = {
         "nomul.files": ("FileFormatError", "load_graph", "load_program", "save_graph", "save_program"),
         "nomul.frontend": ("UnsupportedError",),
         "nomul.graph": ("Graph", "GraphError"),
+        "nomul.schedule": ("Schedule",),
         "nomul.quantize": ("QuantizeConfig", "QuantizeError", "quantize"),
         "nomul.verify": ("Verification", "verify"),
         "nomul_hw.config": ("ArrayConfig", "ConfigError", "MemoryConfig", "load_config"),
@@ -53,13 +55,13 @@ _HOME = {
 }
 
 #: Public names that would hide a built-in function in their own module.
-_RENAMED = {"compile": "compile_graph"}
+_RENAMED = {"compile": "compile_network"}
 
 __all__ = [
     "FORMATS", "ArrayConfig", "CompileError", "ConfigError", "DeviceError", "Estimate", "FileFormatError",
     "GoldenDevice", "Graph", "GraphError", "MemoryConfig", "Program", "QuantizeConfig", "QuantizeError", "RunResult",
-    "UnsupportedError", "Verification", "VerilatedDevice", "WeightFormat", "__version__", "compile", "estimate",
-    "load_config", "load_graph", "load_program", "quantize", "save_graph", "save_program", "verify",
+    "Schedule", "UnsupportedError", "Verification", "VerilatedDevice", "WeightFormat", "__version__", "compile",
+    "estimate", "load_config", "load_graph", "load_program", "quantize", "save_graph", "save_program", "verify",
 ]
 
 

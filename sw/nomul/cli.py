@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .compiler import Program
     from .estimate import Estimate
     from .graph import Graph
+    from .schedule import Schedule
 
 __all__ = ["app"]
 
@@ -196,8 +197,12 @@ def generate(
     contents = None
     if program is not None:
         from .files import load_program
+        from .schedule import Schedule
 
         loaded = load_program(program)
+        if isinstance(loaded, Schedule):
+            raise InputError(f"{program}: does not fit the array's memories as a whole, so that it cannot be built in; "
+                             f"`nomul estimate --array` says how large they would have to be")
         array, contents = loaded.config, loaded.contents
     elif config is not None:
         array = load_config(config)
@@ -301,18 +306,24 @@ def compile(
     config: ConfigFile,
     output: Annotated[Path, typer.Option("--output", "-o", metavar="PROGRAM", show_default=False,
                                          help="Folder to write the program to.")],
+    word_cycles: Annotated[float, typer.Option(
+        min=0, help="Cycles that a word to or from the host counts as, where a network must run piece by piece.")] = 0,
     as_json: Json = False,
 ) -> None:
     """Compile a quantized network for an array, proving that no accumulator can overflow.
 
+    A network that does not fit the array's memories runs piece by piece, in bands of rows where even a layer does not
+    fit; then the host keeps the tensors between the pieces.
+
     \b
     Examples:
       nomul compile net.nomul examples/ternary_16x16.toml -o net-16x16.nomul
+      nomul compile resnet18.nomul small.toml --word-cycles 1 -o resnet18-small.nomul
     """
     from .files import save_program
     from .report import program_memory, program_table
 
-    program = _compiled(network, config)
+    program = _compiled(network, config, word_cycles)
     save_program(program, output)
     estimate = program.estimate()
     _print({
@@ -321,6 +332,7 @@ def compile(
         "config_hash": program.config.hash,
         "cycles": estimate.cycles,
         "utilisation": estimate.utilisation,
+        **({} if estimate.runs is None else {"runs": estimate.runs, "host_words": estimate.host_words}),
         "memory": program_memory(program),
     }, as_json, lambda: program_table(program))
 
@@ -516,14 +528,14 @@ def verify(
         raise typer.Exit(1)
 
 
-def _compiled(network: Path, config: Path) -> "Program":
+def _compiled(network: Path, config: Path, word_cycles: float = 0) -> "Program | Schedule":
     """Compile a network's folder, or the network within a program's folder, for an array."""
     from nomul_hw.config import load_config
 
-    from .compiler import compile_graph
+    from .compiler import compile_network
 
     array = load_config(config)
-    return compile_graph(_load_graph(network), array)
+    return compile_network(_load_graph(network), array, word_cycles=word_cycles)
 
 
 def _load_graph(folder: Path) -> "Graph":
@@ -534,7 +546,7 @@ def _load_graph(folder: Path) -> "Graph":
     return load_graph(inner if inner.is_dir() else folder)
 
 
-def _device(name: DeviceName, program: "Program") -> Any:
+def _device(name: DeviceName, program: "Program | Schedule") -> Any:
     if name is DeviceName.golden:
         from nomul_sim.devices import GoldenDevice
 

@@ -4,7 +4,7 @@ A :class:`Device` runs a program on a batch of inputs. A :class:`StreamDevice` i
 whatever carries them: a Verilated model, later a serial line or a bus. The golden model is a device too.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
@@ -17,9 +17,12 @@ from nomul_hw.descriptor import COUNTERS, DESCRIPTOR_WORDS, HOST_BITS, Opcode, T
 from .compiler.input_packing import pack_input
 from .compiler.packing import pack_words, unpack_words
 from .compiler.program import Program
-from .graph import Tensor
+from .compiler.traffic import COMMAND_WORDS, run_words
+from .graph import Graph, Tensor
+from .schedule import Schedule, layers_by_steps, run_by_steps
 
-__all__ = ["Device", "DeviceError", "RunResult", "StreamDevice", "Transport"]
+__all__ = ["Device", "DeviceError", "RunResult", "StreamDevice", "Transport", "check_inputs", "check_sample",
+           "host_words"]
 
 Words = npt.NDArray[np.uint32]
 Codes = npt.NDArray[np.int8]
@@ -49,7 +52,7 @@ class RunResult:
 class Device(Protocol):
     """Anything that runs programs."""
 
-    def run(self, program: Program, codes: Codes) -> RunResult:
+    def run(self, program: Program | Schedule, codes: Codes) -> RunResult:
         """Run a program on input codes, int8 (batch, channels, height, width)."""
         ...
 
@@ -113,7 +116,9 @@ class StreamDevice:
         return self.transport.config
 
     def load(self, program: Program) -> None:
-        """Load descriptors, parameters and weights; nothing, if they are part of the accelerator.
+        """Load descriptors, parameters and weights, unless the program before had the same.
+
+        If a program is part of the accelerator, nothing is loaded.
 
         Raises
         ------
@@ -129,19 +134,21 @@ class StreamDevice:
                                   f"{program.contents.identity:08x}")
             self._loaded = program
             return
-        self._loaded = None
-        memories = {Target.PROGRAM: program.descriptors, Target.PARAMETER: program.parameters}
-        if self.config.weights == "memory":
-            memories[Target.WEIGHT] = program.weights
-        self.transport.transfer(np.concatenate([
-            self._write(target, 0, words) for target, words in memories.items()]), 0)
+        before, self._loaded = self._loaded, None
+        for target, words in _differing(program, before):
+            self.transport.transfer(self._write(target, 0, words), 0)
         self._loaded = program
 
-    def run(self, program: Program, codes: Codes) -> RunResult:
-        """Run a program on input codes, int8 (batch, channels, height, width)."""
+    def run(self, program: Program | Schedule, codes: Codes | tuple[Codes, ...]) -> RunResult:
+        """Run a program on input codes, int8 (batch, channels, height, width).
+
+        A program whose graph has several inputs takes a tuple of them.
+        """
         graph = program.graph
-        source, target = graph.tensor(graph.input), graph.tensor(graph.output)
-        codes = check_codes(codes, source)
+        inputs = check_inputs(codes, graph)
+        if isinstance(program, Schedule):
+            return run_by_steps(program, inputs[0], self.run)
+        target = graph.tensor(graph.output)
         if self._loaded is not program:
             self.load(program)
         self._feed(program)
@@ -152,14 +159,15 @@ class StreamDevice:
         ])
         answer_words = len(COUNTERS) + self._tensor_host_words(target, program)
         answers = []
-        for samples in self._chunks(codes, program):
-            sent = [np.concatenate([self._write_input(program, sample), run]) for sample in samples]
+        for samples in self._chunks(inputs, program):
+            sent = [np.concatenate([*self._write_inputs(program, sample), run]) for sample in samples]
             answers.append(self.transport.transfer(np.concatenate(sent), answer_words * len(sent)))
-        replies = np.concatenate(answers).reshape(len(codes), answer_words)
+        replies = np.concatenate(answers).reshape(len(inputs[0]), answer_words)
         counters = tuple(dict(zip(COUNTERS, map(int, row), strict=True)) for row in replies[:, :len(COUNTERS)])
         return RunResult(self._from_words(replies[:, len(COUNTERS):], target, program), counters)
 
-    def run_layers(self, program: Program, sample: Codes) -> Iterator[tuple[str, Codes, dict[str, int]]]:
+    def run_layers(self, program: Program | Schedule, sample: Codes | tuple[Codes, ...]
+                   ) -> Iterator[tuple[str, Codes, dict[str, int]]]:
         """Run one sample layer by layer, int8 (channels, height, width).
 
         Yields
@@ -172,11 +180,14 @@ class StreamDevice:
             Cycles of the node, run on its own (so that each layer fetches its first descriptor and weights itself).
         """
         graph = program.graph
+        inputs = check_sample(sample, graph)
+        if isinstance(program, Schedule):
+            yield from layers_by_steps(program, inputs[0][0], self.run_layers)
+            return
         if self._loaded is not program:
             self.load(program)
-        source = graph.tensor(graph.input)
-        packed = pack_input(graph, program.input_window, check_codes(sample[None], source))
-        self.transport.transfer(self._write_input(program, packed[0]), 0)
+        (packed,) = next(self._chunks(inputs, program))
+        self.transport.transfer(np.concatenate(self._write_inputs(program, packed)), 0)
         first = 0
         for node in graph.computing:
             count = sum(layer.node == node.name for layer in program.layers)
@@ -209,15 +220,20 @@ class StreamDevice:
         """A write command with its data."""
         return np.concatenate([_command(Opcode.WRITE, target, address, len(words) // self._host_words(target)), words])
 
-    def _write_input(self, program: Program, sample: Codes) -> Words:
-        """Write one sample: (channels, height, width) to words of ``rows * lanes`` channels of a pixel."""
-        placement = program.placements[program.graph.input]
-        channels, height, width = sample.shape
+    def _write_inputs(self, program: Program, sample: Sequence[Codes]) -> list[Words]:
+        """Write all inputs of one sample."""
+        return [self._write_input(program, name, codes)
+                for name, codes in zip(program.graph.inputs, sample, strict=True)]
+
+    def _write_input(self, program: Program, name: str, codes: Codes) -> Words:
+        """Write a tensor: (channels, height, width) to words of ``rows * lanes`` channels of a pixel."""
+        placement = program.placements[name]
+        channels, height, width = codes.shape
         depth, pixels = self.config.depth, height * width
         words = placement.words // pixels
         # Lanes without a channel hold the zero point; next to concatenated tensors it matters what they hold.
-        padded = np.full((words * depth, pixels), program.graph.tensor(program.graph.input).zero_point, dtype=np.int8)
-        padded[placement.lanes(channels)] = sample.reshape(channels, -1)
+        padded = np.full((words * depth, pixels), program.graph.tensor(name).zero_point, dtype=np.int8)
+        padded[placement.lanes(channels)] = codes.reshape(channels, -1)
         per_pixel = padded.reshape(words, depth, -1).transpose(0, 2, 1).reshape(-1, depth)
         return self._write(_bank(placement.bank), placement.address,
                            pack_words(per_pixel, self.config.act_bits).reshape(-1))
@@ -235,27 +251,72 @@ class StreamDevice:
         lanes = program.placements[tensor.name].lanes(tensor.channels)
         return planes.reshape(batch, -1, tensor.height, tensor.width)[:, lanes]
 
-    def _chunks(self, codes: Codes, program: Program) -> Iterator[Codes]:
-        """Cut a batch into what is sent at a time, packed."""
-        words = self._tensor_host_words(program.graph.tensor(program.graph.input), program)
-        step = max(1, self.CHUNK_WORDS // words)
-        for start in range(0, len(codes), step):
-            yield pack_input(program.graph, program.input_window, codes[start:start + step])
+    def _chunks(self, inputs: tuple[Codes, ...], program: Program) -> Iterator[list[tuple[Codes, ...]]]:
+        """Cut a batch into the samples that are sent at a time, with the input packed."""
+        graph = program.graph
+        step = max(1, self.CHUNK_WORDS // sum(self._tensor_host_words(graph.tensor(name), program)
+                                              for name in graph.inputs))
+        for start in range(0, len(inputs[0]), step):
+            first, *others = (codes[start:start + step] for codes in inputs)
+            yield list(zip(pack_input(graph, program.input_window, first), *others, strict=True))
 
 
-def check_codes(codes: Codes, tensor: Tensor) -> Codes:
-    """Check a batch of input codes.
+def check_inputs(codes: Codes | tuple[Codes, ...], graph: Graph) -> tuple[Codes, ...]:
+    """Check a batch of input codes, one array or one for every input of the graph.
 
     Raises
     ------
     DeviceError
-        If it is not int8, empty, or of another shape than the network's input.
+        If they are not int8, empty, or of another shape than the network's input.
     """
-    codes = np.asarray(codes)
-    if codes.dtype != np.int8 or codes.ndim != 4 or codes.shape[1:] != tensor.shape or not len(codes):
-        raise DeviceError(f"input must be int8 codes of shape (batch, {', '.join(map(str, tensor.shape))}), "
-                          f"not {codes.dtype} of shape {codes.shape}")
-    return codes
+    inputs = tuple(map(np.asarray, codes)) if isinstance(codes, tuple) else (np.asarray(codes),)
+    if len(inputs) != len(graph.inputs):
+        raise DeviceError(f"the network has {len(graph.inputs)} inputs, not {len(inputs)}")
+    for given, tensor in zip(inputs, map(graph.tensor, graph.inputs), strict=True):
+        if given.dtype != np.int8 or given.ndim != 4 or given.shape[1:] != tensor.shape or not len(given):
+            raise DeviceError(f"input must be int8 codes of shape (batch, {', '.join(map(str, tensor.shape))}), "
+                              f"not {given.dtype} of shape {given.shape}")
+        if len(given) != len(inputs[0]):
+            raise DeviceError(f"all inputs must have as many samples as the first, {len(inputs[0])}, "
+                              f"not {len(given)}")
+    return inputs
+
+
+def check_sample(sample: Codes | tuple[Codes, ...], graph: Graph) -> tuple[Codes, ...]:
+    """Check one sample, as :func:`check_inputs` checks a batch, and make it a batch of one."""
+    inputs = sample if isinstance(sample, tuple) else (sample,)
+    return check_inputs(tuple(np.asarray(codes)[np.newaxis] for codes in inputs), graph)
+
+
+def host_words(program: Program | Schedule) -> int:
+    """Words that a :class:`StreamDevice` sends and receives to load a program and run it on one sample."""
+    if isinstance(program, Program):
+        return _load_words(program, None) + _run_words(program)
+    before, words = None, 0
+    for step in program.steps:
+        words += _load_words(step.program, before) + len(step.turns) * _run_words(step.program)
+        before = step.program
+    return words
+
+
+def _load_words(program: Program, before: Program | None) -> int:
+    return sum(COMMAND_WORDS + len(words) for _, words in _differing(program, before))
+
+
+def _run_words(program: Program) -> int:
+    return run_words(program.config, (program.placements[name].words
+                                      for name in (*program.graph.inputs, program.graph.output)))
+
+
+def _differing(program: Program, before: Program | None) -> Iterator[tuple[Target, Words]]:
+    """The memories of a program that are not as another's; weights only where they are in a memory."""
+    memories = {Target.PROGRAM: "descriptors", Target.PARAMETER: "parameters"}
+    if program.config.weights == "memory":
+        memories[Target.WEIGHT] = "weights"
+    for target, name in memories.items():
+        words = getattr(program, name)
+        if len(words) and (before is None or not np.array_equal(words, getattr(before, name))):
+            yield target, words
 
 
 def _bank(index: int) -> Target:

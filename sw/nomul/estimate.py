@@ -3,6 +3,7 @@
 A network's shapes are enough (:func:`estimate_network`): the compiler plans with nothing else.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -12,8 +13,13 @@ from nomul_hw.config import ArrayConfig, ConfigError, MemoryConfig
 from nomul_hw.descriptor import COUNTERS
 from nomul_hw.timing import WeightSource, run_cycles
 
-from .compiler.plan import plan_network, with_enough_memory
+from .compiler.errors import CompileError
+from .compiler.passes import with_passes
+from .compiler.plan import Plan, plan_network, plan_passes, with_enough_memory
 from .compiler.program import Program
+from .compiler.tiling import tile_network
+from .driver import host_words
+from .schedule import Schedule
 from .shapes import NetworkShape
 
 __all__ = ["WAITS", "Estimate", "LayerEstimate", "estimate", "estimate_alone", "estimate_network"]
@@ -66,12 +72,17 @@ class Estimate:
         asked for.
     model : str
         What counts the cycles: ``"nomul"``, or a name of :data:`nomul.scalesim.MODELS`.
+    runs, host_words : int, optional
+        Of a schedule: how often the accelerator runs for a sample, and how many words go between it and the host, the
+        programs' own among them. The cycles are those of the runs.
     """
 
     config: ArrayConfig
     layers: tuple[LayerEstimate, ...]
     memory: Mapping[str, int] = field(default_factory=dict)
     model: str = "nomul"
+    runs: int | None = None
+    host_words: int | None = None
 
     @cached_property
     def accounting(self) -> dict[str, int]:
@@ -120,6 +131,7 @@ class Estimate:
                 "inferences_per_second": 1e3 / self.milliseconds(megahertz),
             }),
             "accounting": self.accounting,
+            **({} if self.runs is None else {"runs": self.runs, "host_words": self.host_words}),
             **({"memory": dict(self.memory)} if self.memory else {}),
             "layers": [
                 {
@@ -138,16 +150,24 @@ class Estimate:
         return self.cycles / megahertz / 1e3
 
 
-def estimate(program: Program, source: WeightSource | None = None) -> Estimate:
-    """Count the cycles that one run of a program takes, in closed form.
+def estimate(program: Program | Schedule, source: WeightSource | None = None) -> Estimate:
+    """Count the cycles that a program, or all runs of a schedule, take for one sample, in closed form.
 
     Parameters
     ----------
     source : WeightSource, optional
         Where streamed weights come from; one that is always ahead if not given.
     """
-    return Estimate(program.config, _count(
-        program.config, ((layer.node, layer.values, layer.macs) for layer in program.layers), source))
+    if isinstance(program, Program):
+        return Estimate(program.config, _count(
+            program.config, ((layer.node, layer.values, layer.macs) for layer in program.layers), source))
+    graph = program.graph
+    counted = {node.name: dict.fromkeys(COUNTERS, 0) for node in graph.computing}
+    for step in program.steps:
+        _add(counted, estimate(step.program, source).layers, len(step.turns))
+    # What neighbouring bands both compute is work of the array, but not of the network.
+    layers = tuple(LayerEstimate(node.name, graph.macs(node), counted[node.name]) for node in graph.computing)
+    return Estimate(program.config, layers, runs=program.runs, host_words=host_words(program))
 
 
 def estimate_network(network: NetworkShape, config: ArrayConfig, *, fit: bool = True) -> Estimate:
@@ -167,13 +187,44 @@ def estimate_network(network: NetworkShape, config: ArrayConfig, *, fit: bool = 
     """
     if not fit:
         config = with_enough_memory(network, config)
-    plan = plan_network(network, config, fit=fit)
-    return Estimate(config, _count(config, ((layer.owner, layer.values, layer.macs) for layer in plan.layers)),
-                    plan.memory)
+    try:
+        plan = plan_network(network, config, fit=fit)
+    except CompileError:
+        if not fit:
+            raise
+        return _estimate_pieces(network, config)
+    return Estimate(config, _count_plan(plan, config), plan.memory)
 
 
-def estimate_alone(program: Program, node: str, source: WeightSource | None = None) -> dict[str, int]:
+def _estimate_pieces(network: NetworkShape, config: ArrayConfig) -> Estimate:
+    """Count the cycles of a network that does not fit as a whole."""
+    network = with_passes(network, config)
+    tiling = tile_network(network, config)
+    turns = Counter(piece.network for piece in tiling.pieces)
+    counted = {layer.name: dict.fromkeys(COUNTERS, 0) for layer in network.layers}
+    for shape, count in turns.items():
+        _add(counted, _count_plan(plan_passes(shape, config), config), count)
+    layers = tuple(LayerEstimate(layer.name, network.macs(layer), counted[layer.name]) for layer in network.layers)
+    return Estimate(config, layers, runs=len(tiling.pieces), host_words=tiling.host_words)
+
+
+def _count_plan(plan: Plan, config: ArrayConfig) -> tuple[LayerEstimate, ...]:
+    return _count(config, ((layer.owner, layer.values, layer.macs) for layer in plan.layers))
+
+
+def _add(counted: Mapping[str, dict[str, int]], layers: Iterable[LayerEstimate], turns: int) -> None:
+    """Add the cycles of a run's layers, ``turns`` times, to those of the network's layers."""
+    for layer in layers:
+        for cause in COUNTERS:
+            counted[layer.name][cause] += turns * layer.counters[cause]
+
+
+def estimate_alone(program: Program | Schedule, node: str, source: WeightSource | None = None) -> dict[str, int]:
     """Count the cycles of one node, by cause, when it is run on its own: it then waits for its first weights."""
+    if isinstance(program, Schedule):
+        alone = [(len(step.turns), estimate_alone(step.program, node, source))
+                 for step in program.steps if node in step.nodes]
+        return {name: sum(turns * counters[name] for turns, counters in alone) for name in COUNTERS}
     strips = list(run_cycles(program.config, [layer.values for layer in program.layers if layer.node == node], source))
     return {name: sum(strip[name] for strip in strips) for name in COUNTERS}
 

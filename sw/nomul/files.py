@@ -5,11 +5,15 @@
         graph.safetensors                program.safetensors
                                          graph/    (the graph that it was compiled from, as on the left)
 
+A schedule is a folder like a program's: its manifest lists the programs, each with the piece of the graph that it runs.
+
 How such a folder is written and proven on reading is the business of :mod:`nomul.container`; this module says what is
 in it. Same graph, same bytes; same program, same bytes.
 """
 
+import hashlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -22,9 +26,11 @@ from nomul_hw.formats import WeightFormat
 
 from .container import Arrays, FileFormatError, Layout, Record, integers, read, replace_folder, sign, write
 from .graph import Concat, Conv, Graph, Operation, Pool, Tensor
+from .schedule import Part, Schedule, Step
 
 if TYPE_CHECKING:
     from .compiler import Placement, Program
+    from .shapes import LayerShape
 
 __all__ = ["EXTENSION", "FileFormatError", "graph_hash", "load_graph", "load_program", "save_graph", "save_program"]
 
@@ -114,6 +120,8 @@ def _graph_content(graph: Graph) -> tuple[dict[str, Any], Arrays]:
         "output": graph.output,
         "output_shape": integers(graph.output_shape),
     }
+    if graph.more_inputs:
+        content["more_inputs"] = list(graph.more_inputs)
     return content, arrays
 
 
@@ -158,6 +166,7 @@ def _parse_graph(content: Record, arrays: Arrays) -> Graph:
         _parse_format(content, "weight_format"), content.integer("act_bits"), content.integer("gain_terms"),
         tuple(tensors), tuple(nodes), content.string("input"), content.string("output"),
         content.integers("output_shape"),
+        content.strings("more_inputs") if "more_inputs" in content.values else (),
     )
 
 
@@ -175,12 +184,12 @@ def _weight_dtype(fmt: WeightFormat) -> type[np.signedinteger[Any]]:
 
 # Programs -------------------------------------------------------------------------------------------------------
 
-def save_program(program: "Program", path: str | Path) -> Path:
+def save_program(program: "Program | Schedule", path: str | Path) -> Path:
     """Write a compiled program, and the graph that it came from, to a folder; same program, same bytes.
 
     Parameters
     ----------
-    program : Program
+    program : Program or Schedule
         The compiled network.
     path : str or Path
         The folder to make. An existing one is replaced if it holds a program and nothing else.
@@ -194,27 +203,71 @@ def save_program(program: "Program", path: str | Path) -> Path:
 
     def fill(folder: Path) -> None:
         (folder / "graph").mkdir()
+        own, arrays = _schedule_content(program) if isinstance(program, Schedule) else _program_content(program)
         content = {
             "config": program.config.to_dict(),
             "config_hash": program.config.hash,
             "graph": _write_graph(program.graph, folder / "graph"),
-            "input_window": [int(size) for size in program.input_window],
-            "layers": [{"node": layer.node, "macs": int(layer.macs),
-                        "weights": [int(layer.weights.start), int(layer.weights.stop)],
-                        "values": {field: int(value) for field, value in layer.values.items()}}
-                       for layer in program.layers],
-            "placements": {name: {"bank": int(place.bank), "address": int(place.address), "words": int(place.words),
-                                  "channels": integers(channel for channel, _ in place.segments),
-                                  "lanes": integers(lane for _, lane in place.segments)}
-                           for name, place in program.placements.items()},
+            **own,
         }
-        write(folder, _PROGRAM, content, {name: getattr(program, name) for name in _MEMORIES})
+        write(folder, _PROGRAM, content, arrays)
 
     replace_folder(path, _PROGRAM, fill)
     return path
 
 
-def load_program(path: str | Path) -> "Program":
+def _program_content(program: "Program") -> tuple[dict[str, Any], Arrays]:
+    """Split a program into its document, but for graph and configuration, and its arrays."""
+    content = {
+        "input_window": integers(program.input_window),
+        "layers": [{"node": layer.node, "macs": int(layer.macs),
+                    "weights": [int(layer.weights.start), int(layer.weights.stop)],
+                    "values": {field: int(value) for field, value in layer.values.items()}}
+                   for layer in program.layers],
+        "placements": {name: {"bank": int(place.bank), "address": int(place.address), "words": int(place.words),
+                              "channels": integers(channel for channel, _ in place.segments),
+                              "lanes": integers(lane for _, lane in place.segments)}
+                       for name, place in program.placements.items()},
+    }
+    return content, {name: getattr(program, name) for name in _MEMORIES}
+
+
+def _schedule_content(schedule: Schedule) -> tuple[dict[str, Any], Arrays]:
+    """Split a schedule, likewise. What several programs have in common is stored once."""
+    steps, stored = [], Arrays()
+    for step in schedule.steps:
+        content, arrays = _program_content(step.program)
+        names = {}
+        for memory, words in arrays.items():
+            names[memory] = hashlib.sha256(words.tobytes()).hexdigest()[:32]
+            stored[names[memory]] = words
+        graph = step.program.graph
+        steps.append({
+            **content,
+            "arrays": names,
+            "nodes": [_cut_record(node) for node in graph.nodes],
+            "inputs": list(graph.inputs),
+            "output": graph.output,
+            "turns": [{name: {"tensor": part.tensor, "channels": [int(part.channel), int(part.channel_end)],
+                              "rows": [int(part.row), int(part.row_end)]} for name, part in turn.items()}
+                      for turn in step.turns],
+        })
+    return {"steps": steps}, stored
+
+
+def _cut_record(node: Operation) -> dict[str, Any]:
+    """What a node of a piece may have otherwise than the network's node of its name."""
+    record: dict[str, Any] = {"name": node.name}
+    if not isinstance(node, Concat):
+        record |= {"input": node.input, "padding": integers(node.padding)}
+        if node.skip is not None:
+            record["skip"] = node.skip
+        if isinstance(node, Conv):
+            record["groups"] = int(node.groups)
+    return record
+
+
+def load_program(path: str | Path) -> "Program | Schedule":
     """Read a program from the folder that :func:`save_program` made.
 
     Raises
@@ -228,23 +281,65 @@ def load_program(path: str | Path) -> "Program":
     if graph_content.string("sha256") != content.string("graph"):
         raise FileFormatError(f"{path / 'graph'}: is not the graph that the program was compiled from")
     graph = _parse(_parse_graph, graph_content, graph_arrays)
-    return _parse(lambda content, arrays: _parse_program(content, arrays, graph), content, arrays)
+    return _parse(lambda content, arrays: _parse_compiled(content, arrays, graph), content, arrays)
 
 
 #: The arrays of a program.
 _MEMORIES = ("descriptors", "parameters", "weights")
 
 
-def _parse_program(content: Record, arrays: Arrays, graph: Graph) -> "Program":
-    from .compiler import Layer, Program
-    from .compiler.input_packing import packing_windows
-    from .shapes import network_shape
-
+def _parse_compiled(content: Record, arrays: Arrays, graph: Graph) -> "Program | Schedule":
     config = ArrayConfig.from_dict(content.record("config").values)
     if config.hash != content.string("config_hash"):
         raise ValueError("was compiled for another version of the machine: compile its graph again")
     if config.act_bits != graph.act_bits:
         raise ValueError("its graph has activations of another width than its configuration says")
+    if "steps" in content.values:
+        return Schedule(config, graph, tuple(_parse_step(record, arrays, graph, config)
+                                             for record in content.records("steps")))
+    return _parse_program(content, arrays, graph, config)
+
+
+def _parse_step(content: Record, arrays: Arrays, graph: Graph, config: ArrayConfig) -> Step:
+    from .compiler.cutting import Piece
+    from .compiler.pieces import piece_graph
+    from .shapes import network_shape
+
+    network = network_shape(graph)
+    by_name = {node.name: node for node in network.nodes}
+    nodes = [_parse_cut(by_name[record.string("name")], record) for record in content.records("nodes")]
+    pieces = [Piece.of(network, nodes, content.strings("inputs"), content.string("output"),
+                       {name: _parse_part(turn.record(name), graph) for name in turn.values})
+              for turn in content.records("turns")]
+    if len({(piece.network, piece.block) for piece in pieces}) != 1:
+        raise ValueError(f"{content.where}: its turns do not run one program")
+    memories = {name: arrays[content.record("arrays").string(name)] for name in _MEMORIES}
+    return Step(_parse_program(content, memories, piece_graph(graph, pieces[0]), config),
+                tuple(piece.parts for piece in pieces))
+
+
+def _parse_cut(node: "LayerShape | Concat", record: Record) -> "LayerShape | Concat":
+    if isinstance(node, Concat):
+        return node
+    top, left, bottom, right = record.integers("padding", 4)
+    return replace(node, input=record.string("input"), padding=(top, left, bottom, right),
+                   skip=record.string("skip") if "skip" in record.values else None,
+                   groups=record.integer("groups") if "groups" in record.values else 1)
+
+
+def _parse_part(record: Record, graph: Graph) -> Part:
+    part = Part(record.string("tensor"), *record.integers("channels", 2), *record.integers("rows", 2))
+    tensor = graph.tensor(part.tensor)
+    if not (0 <= part.channel < part.channel_end <= tensor.channels and 0 <= part.row < part.row_end <= tensor.height):
+        raise ValueError(f"{record.where} is no part of the tensor {part.tensor!r}")
+    return part
+
+
+def _parse_program(content: Record, arrays: Arrays, graph: Graph, config: ArrayConfig) -> "Program":
+    from .compiler import Layer, Program
+    from .compiler.input_packing import packing_windows
+    from .shapes import network_shape
+
     layers = [Layer(record.string("node"), {field: record.record("values").integer(field)
                                             for field in record.record("values").values}, record.integer("macs"),
                     range(*record.integers("weights", 2)))

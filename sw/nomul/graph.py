@@ -177,6 +177,8 @@ class Graph:
         Tensor names.
     output_shape : tuple of int
         Shape that a user sees for one sample's output: ``(10,)`` after a flatten, else (C, H, W).
+    more_inputs : tuple of str
+        Names of tensors that are given beside the input: a piece of a network may need several.
 
     Raises
     ------
@@ -192,6 +194,7 @@ class Graph:
     input: str
     output: str
     output_shape: tuple[int, ...]
+    more_inputs: tuple[str, ...] = ()
 
     @cached_property
     def _by_name(self) -> dict[str, Tensor]:
@@ -200,6 +203,11 @@ class Graph:
     def tensor(self, name: str) -> Tensor:
         """Look a tensor up by name."""
         return self._by_name[name]
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Names of all tensors that are given, the input first."""
+        return self.input, *self.more_inputs
 
     def format_of(self, node: Conv) -> WeightFormat:
         """Format of a convolution's weights."""
@@ -255,9 +263,12 @@ class Graph:
                 yield f"tensor {tensor.name!r} has zero point {tensor.zero_point}; it must be 0 or {low}"
             if not -64 <= tensor.exponent <= 64:
                 yield f"tensor {tensor.name!r} has the exponent {tensor.exponent}, outside -64..64"
-        if self.input not in self._by_name:
-            yield f"the input {self.input!r} is not a tensor"
-        known = {self.input}
+        for name in self.inputs:
+            if name not in self._by_name:
+                yield f"the input {name!r} is not a tensor"
+        known = set(self.inputs)
+        if len(known) != len(self.inputs):
+            yield "the inputs are not different tensors"
         for node in self.nodes:
             where = f"node {node.name!r}"
             inputs = node.inputs if isinstance(node, Concat) else (node.input,)

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from .estimate import Estimate
     from .graph import Graph
     from .quantize import QuantizeReport
+    from .schedule import Schedule
     from .verify import Verification
 
 __all__ = ["demo_table", "estimate_table", "generated_table", "json_text", "plain", "plot_demo",
@@ -145,10 +146,18 @@ def quantize_table(graph: "Graph", report: "QuantizeReport") -> RenderableType:
     return Group(table, "", "dB: power of the float values over that of the error, on the calibration inputs")
 
 
-def program_memory(program: "Program") -> dict[str, dict[str, Any]]:
-    """Words that a program takes of its array's memories: ``used``, ``of``, and what a word ``holds``."""
+def program_memory(program: "Program | Schedule") -> dict[str, dict[str, Any]]:
+    """Words that a program takes of its array's memories: ``used``, ``of``, and what a word ``holds``.
+
+    Of a schedule, ``used`` is the most that one of its programs takes.
+    """
     from nomul_hw.descriptor import HOST_BITS, Target, target_word_bits
 
+    from .schedule import Schedule
+
+    if isinstance(program, Schedule):
+        each = [program_memory(step.program) for step in program.steps]
+        return {name: max((memory[name] for memory in each), key=lambda use: int(use["used"])) for name in each[0]}
     config = program.config
 
     def words(array: "npt.NDArray[np.uint32]", target: Target) -> int:
@@ -168,12 +177,21 @@ def program_memory(program: "Program") -> dict[str, dict[str, Any]]:
     return {name: dict(zip(("used", "of", "holds"), use, strict=True)) for name, use in uses.items()}
 
 
-def program_table(program: "Program") -> RenderableType:
+def program_table(program: "Program | Schedule") -> RenderableType:
     """What a program takes of its array's memories."""
+    from .schedule import Schedule
+
     table = _table("<memory", "words used", "of", "share", "<a word holds")
     for name, use in program_memory(program).items():
         table.add_row(name, f"{use['used']:,}", f"{use['of']:,}", _ratio(use["used"] / use["of"]), use["holds"])
+    if isinstance(program, Schedule):
+        traffic = _traffic(program.estimate())
+        return Group(table, "", f"does not fit as a whole: {len(program.steps)} programs; {traffic}")
     return table
+
+
+def _traffic(estimate: "Estimate") -> str:
+    return f"{estimate.runs:,} runs and {estimate.host_words:,} words between host and array for a sample"
 
 
 def generated_table(made: "Generated") -> RenderableType:
@@ -196,7 +214,7 @@ def generated_table(made: "Generated") -> RenderableType:
     return table
 
 
-def run_table(program: "Program", result: "RunResult", *, most: int = 20) -> RenderableType:
+def run_table(program: "Program | Schedule", result: "RunResult", *, most: int = 20) -> RenderableType:
     """The first samples' largest outputs and cycles."""
     graph = program.graph
     exponent, zero_point = graph.tensor(graph.output).exponent, graph.tensor(graph.output).zero_point
@@ -224,6 +242,8 @@ def estimate_table(estimate: "Estimate", megahertz: float | None = None) -> Rend
                   *(f"{estimate.accounting[cause]:,}" for cause in causes), style="bold")
     lines = [f"{estimate.config.name}: {estimate.config.macs_per_cycle} products per cycle; cycles of one sample, "
              + ("exact" if exact else f"by the model {estimate.model}")]
+    if estimate.runs is not None:
+        lines.append(f"does not fit as a whole: {_traffic(estimate)}")
     if estimate.memory:
         lines.append("memory, in words: " + ", ".join(f"{words:,} {name}" for name, words in estimate.memory.items()))
     if megahertz is not None:

@@ -93,17 +93,20 @@ class NetworkShape:
     Parameters
     ----------
     tensors : tuple of TensorShape
-        All of them. What no layer makes, the network's input among it, is there when the first layer reads it.
+        All of them. What no layer makes is there when a layer first reads it, the inputs before any layer runs.
     nodes : tuple of LayerShape or Concat
         In execution order.
     input, output : str
         Tensor names.
+    more_inputs : tuple of str
+        As of a :class:`nomul.graph.Graph`.
     """
 
     tensors: tuple[TensorShape, ...]
     nodes: tuple[LayerShape | Concat, ...]
     input: str
     output: str
+    more_inputs: tuple[str, ...] = ()
 
     @cached_property
     def _by_name(self) -> dict[str, TensorShape]:
@@ -140,7 +143,7 @@ def _graph_shape(graph: Graph) -> NetworkShape:
     return NetworkShape(
         tuple(TensorShape(tensor.name, *tensor.shape) for tensor in graph.tensors),
         tuple(node if isinstance(node, Concat) else _node_shape(graph, node) for node in graph.nodes),
-        graph.input, graph.output)
+        graph.input, graph.output, graph.more_inputs)
 
 
 def _node_shape(graph: Graph, node: Node) -> LayerShape:

@@ -16,6 +16,7 @@ from nomul_hw.descriptor import COUNTERS
 from .compiler import Program
 from .driver import StreamDevice
 from .estimate import estimate_alone
+from .schedule import Schedule
 
 __all__ = ["Difference", "LayerCheck", "Verification", "mismatching_bits", "verify"]
 
@@ -149,13 +150,13 @@ def _first_difference(layer: str, sample: int, expected: Codes, found: Codes) ->
                       int(found[channel, row, column]))
 
 
-def verify(program: Program, codes: Codes, device: StreamDevice, *, layers: bool = True,
+def verify(program: Program | Schedule, codes: Codes, device: StreamDevice, *, layers: bool = True,
            progress: Callable[[str], None] | None = None) -> Verification:
     """Run a batch on a device, and compare it with the golden model and the estimate.
 
     Parameters
     ----------
-    program : Program
+    program : Program or Schedule
         What to run.
     codes : int8 array, shape (batch, channels, height, width)
         Input codes.

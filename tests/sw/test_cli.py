@@ -291,6 +291,24 @@ def test_rtl(program):
     assert document("verify", program, "--input", "codes.npy")["images"] == 5
 
 
+def test_a_network_that_does_not_fit(network):
+    """It runs piece by piece: the same commands, the same outputs."""
+    Path("tiny.toml").write_text(CONFIG_TOML.replace("activations = 64", "activations = 12"))
+    whole, pieces = (document("compile", network, f"{name}.toml", "-o", name) for name in ("array", "tiny"))
+    assert "runs" not in whole and pieces["runs"] > 3 and pieces["host_words"] > 100
+    assert pieces["memory"]["activations_0"]["of"] == 12 >= pieces["memory"]["activations_0"]["used"]
+    estimate = document("estimate", "tiny")
+    assert estimate == document("estimate", network, "tiny.toml")
+    assert [estimate[key] for key in ("cycles", "runs", "host_words")] == [
+        pieces[key] for key in ("cycles", "runs", "host_words")]
+    assert f"{pieces['runs']} runs" in invoke("estimate", "tiny").stdout
+    assert "programs" in invoke("compile", network, "tiny.toml", "-o", "tiny", "--word-cycles", "2").stdout
+    for name in ("array", "tiny"):
+        invoke("run", name, "codes.npy", "-o", f"{name}.npy")
+    assert np.array_equal(np.load("array.npy"), np.load("tiny.npy"))
+    assert "does not fit" in invoke("generate", "--program", "tiny", "-o", "out", code=2).stderr
+
+
 def test_verify_names_the_first_difference():
     """A program whose weights are not its graph's: exit code 1, and the first wrong value by layer and element."""
     program = small_program()

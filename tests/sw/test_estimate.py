@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nomul.compiler import CompileError, compile_graph
+from nomul.compiler import CompileError, compile_graph, compile_network
 from nomul.estimate import WAITS, Estimate, LayerEstimate, estimate, estimate_network
 from nomul.inputs import load_shape
 from nomul.scalesim import load_topology
@@ -67,24 +67,26 @@ def test_times() -> None:
 
 @pytest.mark.parametrize("seed", range(60))
 def test_a_network_takes_what_its_program_takes(seed: int) -> None:
-    """The same cycles, by layer and cause, on the same array; and what does not fit, does not fit."""
+    """The same cycles, by layer and cause, on the same array; also in pieces, where it does not fit as a whole."""
     rng = np.random.default_rng(seed)
     fmt = str(rng.choice(["ternary", "exp4", "int4"]))
     graph = random_graph(rng, fmt=fmt, act_bits=8, gain_terms=2, nodes=int(rng.integers(1, 7)))
     rows, lanes, cols = map(int, rng.integers(1, 7, 3))
-    memory = MemoryConfig(accumulators=int(rng.choice([16, 1024])), activations=int(rng.choice([60, 200, 2048])),
+    memory = MemoryConfig(accumulators=int(rng.choice([16, 1024])), activations=int(rng.choice([20, 60, 200, 2048])),
                           weights=int(rng.choice([1000, 40_000])), layers=int(rng.choice([4, 64])))
     config = ArrayConfig(fmt, rows=rows, cols=cols, lanes=lanes, acc_bits=32, memory=memory)  # type: ignore[arg-type]
     try:
-        expected = compile_graph(graph, config).estimate()
+        expected = compile_network(graph, config).estimate()
     except CompileError as error:
         with pytest.raises(CompileError) as caught:
             estimate_network(network_shape(graph), config)
         assert str(caught.value) == str(error)
         return
     found = estimate_network(network_shape(graph), config)
-    assert replace(found, memory={}) == expected
+    assert (found.layers, found.runs) == (expected.layers, expected.runs)
+    assert (found.host_words or 0) >= (expected.host_words or 0)
     assert all(found.memory[name] <= getattr(config.memory, name) for name in found.memory)
+    assert bool(found.memory) == (found.runs is None)
 
 
 @pytest.mark.parametrize("seed", range(30))

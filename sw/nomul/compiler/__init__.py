@@ -2,7 +2,8 @@
 
 from .errors import CompileError
 from .lowering import compile_graph
+from .pieces import compile_network
 from .plan import fitted
 from .program import Layer, Placement, Program
 
-__all__ = ["CompileError", "Layer", "Placement", "Program", "compile_graph", "fitted"]
+__all__ = ["CompileError", "Layer", "Placement", "Program", "compile_graph", "compile_network", "fitted"]

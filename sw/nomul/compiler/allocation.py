@@ -95,8 +95,11 @@ def allocate(
             f"memory.activations = {words + held} would do"
         )
 
+    for name in (network.input, *network.more_inputs):
+        if origin[name][0] in last_use:
+            place(name, 0, 0, f"input {name!r}")
     for index, node in enumerate(network.nodes):
-        for name in node.sources:  # what no layer makes is the network's input
+        for name in node.sources:  # what no layer makes, in tables of layers
             place(name, index, 0, f"input {name!r}")
         if not isinstance(node, Concat):
             place(node.output, index, 1 - places[origin[node.input][0]][0], f"layer {node.name!r}")

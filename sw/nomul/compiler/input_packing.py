@@ -29,7 +29,7 @@ def packing_windows(network: NetworkShape, config: ArrayConfig) -> list[Window]:
     first, none = network.nodes[0], (1, 1)
     readers = [node for node in network.nodes for name in node.sources if name == network.input]
     if not isinstance(first, LayerShape) or first.kind != "conv" or first.groups > 1 or readers != [first] or (
-            network.output == network.input):
+            network.input in (first.skip, network.output)):
         return [none]
     height, width = first.kernel
     target, source = network.tensor(first.output), network.tensor(network.input)

@@ -21,7 +21,7 @@ from .plan import plan_network
 from .program import Layer, Program
 from .tiles import Tiles, check_sums, conv_tiles, depthwise_tiles
 
-__all__ = ["compile_graph"]
+__all__ = ["check_graph", "compile_graph"]
 
 Words = npt.NDArray[np.uint32]
 
@@ -34,9 +34,7 @@ def compile_graph(graph: Graph, config: ArrayConfig) -> Program:
     CompileError
         If the graph was quantized for another array, does not fit its memories, or an accumulator could overflow.
     """
-    _check_match(graph, config)
-    for node in graph.computing:
-        check_sums(node, config)
+    check_graph(graph, config)
     known, owners = with_known_gaps(graph, config)
     weights = {node.name: node.weights for node in graph.computing if isinstance(node, Conv)}
     plan = plan_network(network_shape(known), config, weights=weights)
@@ -67,8 +65,8 @@ def compile_graph(graph: Graph, config: ArrayConfig) -> Program:
     )
 
 
-def _check_match(graph: Graph, config: ArrayConfig) -> None:
-    """Refuse a graph that was quantized for another kind of array."""
+def check_graph(graph: Graph, config: ArrayConfig) -> None:
+    """Refuse a graph that was quantized for another kind of array, or whose sums could overflow."""
     if graph.act_bits != config.act_bits:
         raise CompileError(f"the network has {graph.act_bits}-bit activations, the array {config.act_bits}-bit ones")
     for node in graph.computing:
@@ -78,6 +76,7 @@ def _check_match(graph: Graph, config: ArrayConfig) -> None:
         if node.shift.max() > config.max_gain_shift:
             raise CompileError(f"layer {node.name!r}: a gain shifts by {node.shift.max()}, the array by at most "
                                f"{config.max_gain_shift} (its acc_bits)")
+        check_sums(node, config)
 
 
 def with_known_gaps(graph: Graph, config: ArrayConfig) -> tuple[Graph, Mapping[str, str]]:

@@ -23,7 +23,8 @@ from .loops import ADDRESSES, Geometry, window_lines
 from .passes import with_passes
 from .program import Placement
 
-__all__ = ["MAX_STRIP", "Plan", "PlannedLayer", "fitted", "plan_network", "with_enough_memory"]
+__all__ = ["MAX_STRIP", "Plan", "PlannedLayer", "fitted", "plan_network", "plan_passes",
+           "with_enough_memory"]
 
 #: Output pixels of the strips that an array gets accumulators for, where it may have as many as a network needs: what
 #: a strip costs beside its products is the drain.
@@ -103,7 +104,11 @@ def plan_network(
     CompileError
         If the accelerator cannot run a layer, or the network does not fit its memories.
     """
-    network = with_passes(network, config, weights)
+    return plan_passes(with_passes(network, config, weights), config, fit=fit)
+
+
+def plan_passes(network: NetworkShape, config: ArrayConfig, *, fit: bool = True) -> Plan:
+    """Plan how an accelerator runs a network whose convolutions know what their weights take."""
     grouped = any(layer.groups > 1 for layer in network.layers)
     choices = [(window, compact) for window in packing_windows(network, config)
                for compact in ((False, True) if grouped and fit else (False,))]
