@@ -78,7 +78,8 @@ class Accelerator(wiring.Component):
             sequencer.run_address.eq(host.address),
             sequencer.run_layers.eq(host.count),
             host.busy.eq(sequencer.busy),
-            host.counters.eq(sequencer.counters),
+            sequencer.cause.eq(host.address),
+            host.cycles.eq(sequencer.cycles),
             sequencer.issuing.eq(generator.token.valid),
             sequencer.issued_last.eq(generator.token.valid & generator.token.layer_last),
             sequencer.waits_for_weights.eq(generator.waits_for_weights),
@@ -109,11 +110,14 @@ class Accelerator(wiring.Component):
 
         # Activations. The word leaves the padding two cycles after it was issued; so does its token.
         bank_at_memory = Signal()
-        m.d.sync += bank_at_memory.eq(layer.in_bank)
+        m.d.sync += bank_at_memory.eq(Mux(sequencer.busy, layer.in_bank, host.bank))
+        word = Signal(config.act_word_bits)
         m.d.comb += [
+            word.eq(Mux(bank_at_memory, banks[1].read_data, banks[0].read_data)),
             padding.outside.eq(generator.outside),
             padding.edge.eq(generator.edge),
-            padding.data.eq(Mux(bank_at_memory, banks[1].read_data, banks[0].read_data)),
+            padding.data.eq(word),
+            host.bank_word.eq(word),
         ]
         is_conv = Signal()
         m.d.comb += is_conv.eq(layer.op == LayerOp.CONV)
@@ -149,22 +153,21 @@ class Accelerator(wiring.Component):
                     layer.in_bank == index, generator.token.valid, output.skip_enable), host.read[index])),
                 bank.write_address.eq(Mux(sequencer.busy, output.address, host.address)),
                 bank.write_data.eq(Mux(sequencer.busy, output.code.as_value().replicate(config.word_chunks),
-                                       host.data[:config.act_word_bits])),
+                                       host.word(target))),
                 bank.write_enable.eq(Mux(
                     sequencer.busy, output.parts & (layer.out_bank == index).replicate(config.word_chunks),
                     host.write[target].replicate(config.word_chunks))),
-                host.bank_data[index].eq(bank.read_data),
             ]
         m.d.comb += [
             weights.write_address.eq(host.address),
             weights.write_enable.eq(host.write[Target.WEIGHT]),
-            weights.write_data.eq(host.data),
+            weights.write_data.eq(host.word(Target.WEIGHT)),
             output.parameter_address.eq(host.address),
             output.parameter_write.eq(host.write[Target.PARAMETER]),
-            output.parameter_data.eq(host.data),
+            output.parameter_data.eq(host.word(Target.PARAMETER)),
             sequencer.program_address.eq(host.address),
             sequencer.program_write.eq(host.write[Target.PROGRAM]),
-            sequencer.program_data.eq(host.data),
+            sequencer.program_data.eq(host.word(Target.PROGRAM)),
         ]
         return m
 

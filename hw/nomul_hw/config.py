@@ -14,7 +14,7 @@ from math import gcd
 from pathlib import Path
 from typing import Any
 
-from .arithmetic import gain_multipliers
+from .arithmetic import gain_multipliers, max_gain_shift
 from .formats import WeightFormat, get_format
 from .product import PE_KINDS, ProductForm
 
@@ -210,8 +210,17 @@ class ArrayConfig:
 
     @cached_property
     def max_gain_shift(self) -> int:
-        """Largest right shift of a gain: enough to shift an accumulator out entirely."""
-        return self.acc_bits
+        """Largest right shift of a gain."""
+        return max_gain_shift(self.acc_bits, self.act_bits)
+
+    @cached_property
+    def requantize_bits(self) -> int:
+        """Width of a requantizer's sum: any accumulator times any multiplier, and what its channel adds to that.
+
+        The channel's part is the bias times the multiplier, half of the last place, and what makes the lowest
+        allowed code 0: at most as many places of the largest shift as there are codes.
+        """
+        return self.acc_bits + (max(self.gain_multipliers) + 4).bit_length()
 
     @cached_property
     def gain_multipliers(self) -> tuple[int, ...]:

@@ -8,10 +8,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
+import numpy as np
+import numpy.typing as npt
+
+from .arithmetic import gain_digits, gain_positions
 from .config import ArrayConfig
 
-__all__ = ["COUNTERS", "DESCRIPTOR", "DESCRIPTOR_WORDS", "HOST_BITS", "LOOPS", "Field", "LayerOp", "Opcode", "Target",
-           "field_table", "pack", "parameter_fields", "target_word_bits", "to_host_words", "unpack"]
+__all__ = ["CAUSES", "COUNTERS", "DESCRIPTOR", "DESCRIPTOR_WORDS", "HOST_BITS", "LOOPS", "Field", "LayerOp", "Opcode", "Target",
+           "field_table", "pack", "parameter_fields", "parameter_values", "shift_stages", "target_word_bits",
+           "to_host_words", "unpack"]
+
+Int64Array = npt.NDArray[np.int64]
 
 #: Width of the host stream.
 HOST_BITS = 32
@@ -73,6 +80,10 @@ COUNTERS: Mapping[str, str] = {
 }
 
 
+#: Causes of cycles, in the order in which the host reads them: all counters but their sum.
+CAUSES = tuple(name for name in COUNTERS if name != "total")
+
+
 def _loop_fields() -> Iterable[Field]:
     for level in range(LOOPS):
         yield Field(f"count_{level}", 12, False, f"iterations of loop {level}, less 1")
@@ -120,24 +131,74 @@ def total_bits(fields: Iterable[Field]) -> int:
 DESCRIPTOR_WORDS = -(-total_bits(DESCRIPTOR) // HOST_BITS)
 
 
-def parameter_fields(config: ArrayConfig) -> Sequence[Field]:
-    """Layout of one output channel's parameters: bias and gain.
+def shift_stages(config: ArrayConfig) -> Sequence[tuple[int, int]]:
+    """How a requantizer shifts right: stages of ``(places, choices)`` that shift by 0, 1 or 2 times ``places``.
 
-    The gain multiplier is ``lead + sum(digit)``: see :func:`nomul_hw.arithmetic.gain_digits`. Digits are listed
-    lowest position first; the last is never negative, so it has no sign.
+    The first shifts least; together they reach ``config.max_gain_shift``.
     """
-    fields = [
-        Field("bias", config.acc_bits, True, "added to the accumulator"),
-        Field("shift", config.max_gain_shift.bit_length(), False, "right shift of the gain"),
-    ]
+    stages = [(1, 2 if config.max_gain_shift < 18 else 3)]
+    while (reach := stages[-1][0] * stages[-1][1]) <= config.max_gain_shift:
+        stages.append((reach, min(3, config.max_gain_shift // reach + 1)))
+    return stages
+
+
+def parameter_fields(config: ArrayConfig) -> Sequence[Field]:
+    """Layout of one output channel's parameters; :func:`parameter_values` makes them."""
+    fields = [Field("offset", config.requantize_bits, True, "added to the accumulator times the gain's multiplier")]
+    fields += [Field(f"shift_{places}", (choices - 1).bit_length(), False, f"right shift by so many times {places}")
+               for places, choices in shift_stages(config)]
     if config.gain_terms > 1:
-        fields.append(Field("lead_negative", 1, False, "the digit at position 0 is -1, not +1"))
-    for digit in range(config.gain_terms - 1):
-        fields.append(Field(f"digit_{digit}_enable", 1, False, "the digit is not 0"))
-        fields.append(Field(f"digit_{digit}_position", config.gain_terms, False, "position of the digit, less 1"))
-        if digit < config.gain_terms - 2:
-            fields.append(Field(f"digit_{digit}_negative", 1, False, "the digit is -1"))
+        fields.append(Field("lead_negative", 1, False, "the multiplier's digit at position 0 is -1, not +1"))
+    pairs = gain_positions(config.gain_terms)
+    for digit, places in enumerate(pairs):
+        fields += [Field(f"digit_{digit}_not_at_{place}", 1, False, f"the multiplier has no digit at position {place}")
+                   for place in places]
+        if digit < len(pairs) - 1:  # the last digit is positive
+            fields.append(Field(f"digit_{digit}_inverted", 1, False, "its sign is not that of the digit at position 0"))
     return tuple(fields)
+
+
+def parameter_values(
+    config: ArrayConfig, bias: Int64Array, multiplier: Int64Array, shift: Int64Array, *,
+    zero_point: int, low: int, drop: int = 0,
+) -> dict[str, Int64Array]:
+    """Make the parameters of output channels: what a requantizer must know to do as the contract says.
+
+    A requantizer computes ``((acc * multiplier + offset) >> (shift - drop) + skip) >> drop`` and then clamps, with the
+    lowest allowed code as 0. All that the contract adds is in the offset: the bias times the multiplier, half of the
+    last place, the zero point.
+
+    Parameters
+    ----------
+    bias, multiplier, shift : int64 arrays, shape (n,)
+        Of the channels, as in :func:`nomul_hw.arithmetic.requantize`.
+    zero_point, low, drop : int
+        Of the layer.
+
+    Returns
+    -------
+    dict
+        Each field of :func:`parameter_fields`, int64 of (n,).
+    """
+    pairs = gain_positions(config.gain_terms)
+    values = {field.name: np.zeros(len(bias), dtype=np.int64) for field in parameter_fields(config)}
+    values["offset"] = bias * multiplier + ((1 << shift) >> 1) + ((zero_point - low) << shift)
+    for places, choices in shift_stages(config):
+        values[f"shift_{places}"] = (shift - drop) // places % choices
+    for each in np.unique(multiplier):
+        where = multiplier == each
+        lead, digits = gain_digits(int(each), config.gain_terms)
+        if lead < 0:
+            # The requantizer inverts the accumulator, and -x = ~(x - 1).
+            values["lead_negative"][where] = 1
+            values["offset"][where] -= each
+        signs = {place: sign for sign, place in digits}
+        for digit, places in enumerate(pairs):
+            for place in places:
+                values[f"digit_{digit}_not_at_{place}"][where] = place not in signs
+                if signs.get(place, lead) != lead and digit < len(pairs) - 1:
+                    values[f"digit_{digit}_inverted"][where] = 1
+    return values
 
 
 def pack(fields: Iterable[Field], values: Mapping[str, int]) -> int:

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nomul_hw.config import ArrayConfig
-from nomul_hw.descriptor import COUNTERS, DESCRIPTOR_WORDS, HOST_BITS, Opcode, Target, target_word_bits
+from nomul_hw.descriptor import CAUSES, DESCRIPTOR_WORDS, HOST_BITS, Opcode, Target, target_word_bits
 
 from .compiler.input_packing import pack_input
 from .compiler.packing import pack_words, unpack_words
@@ -133,17 +133,17 @@ class StreamDevice:
             self.load(program)
         run = np.concatenate([
             _command(Opcode.RUN, 0, 0, len(program.layers)),
-            _command(Opcode.READ, Target.COUNTER, 0, len(COUNTERS)),
+            _command(Opcode.READ, Target.COUNTER, 0, len(CAUSES)),
             self._read_tensor(program, target),
         ])
-        answer_words = len(COUNTERS) + self._tensor_host_words(target, program)
+        answer_words = len(CAUSES) + self._tensor_host_words(target, program)
         answers = []
         for samples in self._chunks(codes, program):
             sent = [np.concatenate([self._write_input(program, sample), run]) for sample in samples]
             answers.append(self.transport.transfer(np.concatenate(sent), answer_words * len(sent)))
         replies = np.concatenate(answers).reshape(len(codes), answer_words)
-        counters = tuple(dict(zip(COUNTERS, map(int, row), strict=True)) for row in replies[:, :len(COUNTERS)])
-        return RunResult(self._from_words(replies[:, len(COUNTERS):], target), counters)
+        counters = tuple(_counters(row) for row in replies[:, :len(CAUSES)])
+        return RunResult(self._from_words(replies[:, len(CAUSES):], target), counters)
 
     def run_layers(self, program: Program, sample: Codes) -> Iterator[tuple[str, Codes, dict[str, int]]]:
         """Run one sample layer by layer, int8 (channels, height, width).
@@ -169,12 +169,12 @@ class StreamDevice:
             target = graph.tensor(node.output)
             words = self.transport.transfer(np.concatenate([
                 _command(Opcode.RUN, 0, first * DESCRIPTOR_WORDS, count),
-                _command(Opcode.READ, Target.COUNTER, 0, len(COUNTERS)),
+                _command(Opcode.READ, Target.COUNTER, 0, len(CAUSES)),
                 self._read_tensor(program, target),
-            ]), len(COUNTERS) + self._tensor_host_words(target, program))
+            ]), len(CAUSES) + self._tensor_host_words(target, program))
             first += count
-            counters = dict(zip(COUNTERS, map(int, words[:len(COUNTERS)]), strict=True))
-            yield node.name, self._from_words(words[None, len(COUNTERS):], target)[0], counters
+            counters = _counters(words[:len(CAUSES)])
+            yield node.name, self._from_words(words[None, len(CAUSES):], target)[0], counters
 
     # Words -----------------------------------------------------------------------------------------------------
 
@@ -234,6 +234,11 @@ def check_codes(codes: Codes, tensor: Tensor) -> Codes:
         raise DeviceError(f"input must be int8 codes of shape (batch, {', '.join(map(str, tensor.shape))}), "
                           f"not {codes.dtype} of shape {codes.shape}")
     return codes
+
+
+def _counters(cycles: Words) -> dict[str, int]:
+    """Counters of a run, given its cycles by cause."""
+    return {"total": int(cycles.sum()), **dict(zip(CAUSES, map(int, cycles), strict=True))}
 
 
 def _bank(index: int) -> Target:

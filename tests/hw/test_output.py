@@ -53,7 +53,7 @@ class Layer:
     def parameter_words(self, config: ArrayConfig) -> list[int]:
         """Parameter memory: the channels of a chunk side by side."""
         lanes = config.requantize_lanes
-        words = [parameter(config, *map(int, each))
+        words = [parameter(config, *map(int, each), zero_point=self.zero_point, low=self.low)
                  for each in zip(self.bias, self.multiplier, self.shift, strict=True)]
         bits = sum(field.bits for field in parameter_fields(config))
         return [join(words[at:at + lanes], bits) for at in range(0, len(words), lanes)]

@@ -7,7 +7,6 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from nomul_hw.arithmetic import gain_digits
 from nomul_hw.config import ArrayConfig
 from nomul_hw.descriptor import (
     DESCRIPTOR,
@@ -17,6 +16,7 @@ from nomul_hw.descriptor import (
     LayerOp,
     pack,
     parameter_fields,
+    parameter_values,
     to_host_words,
 )
 from nomul_hw.timing import hold_cycles
@@ -82,7 +82,7 @@ def _lower(original: Graph, window: tuple[int, int], config: ArrayConfig) -> Pro
         if isinstance(node, Conv):
             tiles, correction = _weight_tiles(node, source, config)
             weight_words.append(tiles)
-        parameters = _parameters(node, correction, graph.skip_drop(node), config)
+        parameters = _parameters(node, correction, target.zero_point, graph.skip_drop(node), config)
         parameter_words.append(parameters)
         for values in _descriptors(node, source, target, placements, config):
             if node.skip is not None:
@@ -185,7 +185,8 @@ def _signed_bits(*values: np.int64) -> int:
     return 1 + max((int(v) if v >= 0 else ~int(v)).bit_length() for v in values)
 
 
-def _parameters(node: Node, correction: Int64Array, drop: int, config: ArrayConfig) -> npt.NDArray[np.uint32]:
+def _parameters(node: Node, correction: Int64Array, zero_point: int, drop: int,
+                config: ArrayConfig) -> npt.NDArray[np.uint32]:
     """Pack a node's biases and gains, (words, host words); channels beyond the last have gain 1 and bias 0.
 
     Where a skip tensor is added, the gain's last ``drop`` places are shifted out after it.
@@ -203,21 +204,8 @@ def _parameters(node: Node, correction: Int64Array, drop: int, config: ArrayConf
     if _signed_bits(bias.min(), bias.max()) > config.acc_bits:
         raise CompileError(f"layer {node.name!r}: a bias of {bias[np.abs(bias).argmax()]} needs more than "
                            f"acc_bits = {config.acc_bits}")
-    values = {field.name: np.zeros(count, dtype=np.int64) for field in parameter_fields(config)}
-    values["bias"], values["shift"] = fill(bias, 0), fill(node.shift - drop, 0)
-    multiplier = fill(node.multiplier, 1)
-    for each in np.unique(multiplier):
-        where = multiplier == each
-        lead, digits = gain_digits(int(each), config.gain_terms)
-        if lead < 0:
-            values["lead_negative"][where] = 1
-        # The last digit has no sign field; the only digit, or the highest, goes there.
-        for slot, (sign, position) in zip(range(config.gain_terms - 1 - len(digits), config.gain_terms - 1), digits,
-                                          strict=True):
-            values[f"digit_{slot}_enable"][where] = 1
-            values[f"digit_{slot}_position"][where] = position - 1
-            if sign < 0:
-                values[f"digit_{slot}_negative"][where] = 1
+    values = parameter_values(config, fill(bias, 0), fill(node.multiplier, 1), fill(node.shift, drop),
+                              zero_point=zero_point, low=node.low, drop=drop)
     return pack_fields(parameter_fields(config), values, config.requantize_lanes)
 
 
