@@ -10,6 +10,8 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from nomul.estimate import estimate_network
+from nomul.scalesim import MODELS, estimate_by, load_topology
 from nomul_hw.config import ArrayConfig
 from nomul_hw.descriptor import COUNTERS, DESCRIPTOR, LayerOp, Opcode, Target, field_table, parameter_fields
 from nomul_hw.descriptor import target_word_bits as word_bits
@@ -52,6 +54,17 @@ def _targets() -> str:
                    for target in Target])
 
 
+def _models() -> str:
+    rows = []
+    for path in sorted((DOCS.parent / "examples" / "topologies").glob("*.csv")):
+        network = load_topology(path)
+        found = [estimate_network(network, EXAMPLE, fit=False), *(estimate_by(model, network, EXAMPLE)
+                                                                  for model in MODELS)]
+        rows.append((f"`{path.name}`", f"{found[0].macs / 1e6:,.1f} M",
+                     *(f"{each.cycles:,} ({each.utilisation:.1%})" for each in found)))
+    return _table(("layers", "MACs", "`nomul`", *(f"`{model}`" for model in MODELS)), rows)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "formats": _formats,
     "opcodes": lambda: _enum(Opcode),
@@ -59,6 +72,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "operations": lambda: _enum(LayerOp),
     "descriptor": lambda: field_table(DESCRIPTOR),
     "parameters": lambda: field_table(parameter_fields(EXAMPLE)),
+    "models": _models,
     "counters": lambda: _table(("counter", "meaning"), [(f"`{name}`", text) for name, text in COUNTERS.items()]),
 }
 

@@ -2,8 +2,8 @@
 
     host -> HostPort -> program, parameters, weights, activation banks
     activation bank -> AddressGenerator, Padding -> SystolicArray -> Accumulator -> OutputStage -> activation bank
-                                                 -> ChannelUnit  ----------------^
-    weight memory -> WeightLoader -> SystolicArray
+                                                 -> ChannelUnit, WindowUnit  ----^
+    weight memory, or a queue of the weight stream -> WeightLoader -> SystolicArray, WindowUnit
     Sequencer: starts layer after layer, counts cycles
 
 From the word that the address generator issues to the last write, every stage has a fixed latency and never refuses a
@@ -13,12 +13,14 @@ descriptor: see :mod:`nomul_hw.timing`.
 
 from amaranth.hdl import Module, Mux, Signal
 from amaranth.lib import stream, wiring
+from amaranth.lib.fifo import SyncFIFOBuffered
 from amaranth.lib.wiring import In, Out
 
 from .accumulator import Accumulator
 from .array import SystolicArray
 from .channel import ChannelUnit
 from .config import ArrayConfig
+from .contents import Contents
 from .descriptor import HOST_BITS, LayerOp, Target
 from .fetch import AddressGenerator, Padding
 from .host import HostPort
@@ -27,6 +29,7 @@ from .memory import BlockRAM
 from .output import OutputStage
 from .sequencer import Sequencer
 from .weights import WeightLoader
+from .window import WindowUnit
 
 __all__ = ["Accelerator"]
 
@@ -38,34 +41,48 @@ class Accelerator(wiring.Component):
     ----------
     config : ArrayConfig
         What to build.
+    contents : Contents, optional
+        A program to bake in: then the host writes the input, runs it and reads the output, and loads nothing.
 
     Members
     -------
     i, o : In, Out(stream.Signature(32))
         Host commands and answers: see :mod:`nomul_hw.host`.
+    weights : In(stream.Signature(cols * lanes * format.bits))
+        If weights come from a stream: the words of one run after the other, each in the order of use.
+    busy : Out(1)
+        If weights come from a stream: a run is under way. A source that offers the words of a run from its first cycle
+        on, and the next run's not before that begins, is what :mod:`nomul_hw.timing` counts.
     """
 
-    def __init__(self, config: ArrayConfig):
+    def __init__(self, config: ArrayConfig, contents: Contents | None = None):
         self.config = config
-        super().__init__({"i": In(stream.Signature(HOST_BITS)), "o": Out(stream.Signature(HOST_BITS))})
+        self.contents = contents
+        super().__init__({
+            "i": In(stream.Signature(HOST_BITS)),
+            "o": Out(stream.Signature(HOST_BITS)),
+            **({"weights": In(stream.Signature(config.weight_word_bits)), "busy": Out(1)}
+               if config.weights == "stream" else {}),
+        })
 
     def elaborate(self, platform):
         m = Module()
         config = self.config
-        m.submodules.host = host = HostPort(config)
-        m.submodules.sequencer = sequencer = Sequencer(config)
+        tables, baked = (self.contents.tables, self.contents.identity) if self.contents else ({}, 0)
+        m.submodules.host = host = HostPort(config, baked)
+        m.submodules.sequencer = sequencer = Sequencer(config, tables.get(Target.PROGRAM))
         m.submodules.generator = generator = AddressGenerator(config)
         m.submodules.padding = padding = Padding(config)
         m.submodules.loader = loader = WeightLoader(config)
         m.submodules.array = array = SystolicArray(config)
         m.submodules.accumulator = accumulator = Accumulator(config)
         m.submodules.channel = channel = ChannelUnit(config)
-        m.submodules.output = output = OutputStage(config)
-        m.submodules.weights = weights = BlockRAM(width=config.weight_word_bits, depth=config.memory.weights)
+        m.submodules.output = output = OutputStage(config, tables.get(Target.PARAMETER))
         banks = []
         for index in range(2):
             m.submodules[f"bank_{index}"] = bank = BlockRAM(
-                width=config.act_word_bits, depth=config.memory.activations, parts=config.word_chunks)
+                width=config.act_word_bits, depth=config.memory.activations, parts=config.word_chunks,
+                second=bool(config.memory.lines))
             banks.append(bank)
 
         wiring.connect(m, wiring.flipped(self.i), host.i)
@@ -82,7 +99,8 @@ class Accelerator(wiring.Component):
             host.cycles.eq(sequencer.cycles),
             sequencer.issuing.eq(generator.token.valid),
             sequencer.issued_last.eq(generator.token.valid & generator.token.layer_last),
-            sequencer.waits_for_weights.eq(generator.waits_for_weights),
+            sequencer.waits_for_weights.eq(generator.waits_for_weights & ~loader.due),
+            sequencer.waits_for_memory.eq(generator.waits_for_weights & loader.due),
             sequencer.holds.eq(generator.holds),
             sequencer.done.eq(output.done),
         ]
@@ -92,21 +110,32 @@ class Accelerator(wiring.Component):
             m.d.comb += follower.layer.eq(layer)
 
         # Weights
-        tile = Signal()
-        weight_word = Signal(config.weight_word_bits, reset_less=True)
         m.d.comb += [
-            tile.eq(generator.token.valid & generator.token.tile),
             generator.weights_ready.eq(loader.ready),
-            loader.prime.eq(sequencer.start & sequencer.prime),
-            loader.prime_address.eq(sequencer.upcoming.weight_base),
-            loader.tile.eq(tile),
+            loader.upcoming.eq(sequencer.upcoming),
+            loader.fetched.eq(sequencer.fetched),
+            loader.tile.eq(generator.token.valid & generator.token.tile),
             loader.last_tile.eq(generator.last_tile),
-            weights.read_address.eq(loader.address),
-            weights.read_enable.eq(loader.enable),
-            array.weights.eq(weight_word),
-            array.load.eq(loader.load),
+            array.weights.eq(loader.weights),
+            array.load.eq(loader.load[:config.rows]),
         ]
-        m.d.sync += weight_word.eq(weights.read_data)
+        if config.weights == "stream":
+            m.submodules.weights = weights = SyncFIFOBuffered(
+                width=config.weight_word_bits, depth=config.memory.weights)
+            wiring.connect(m, wiring.flipped(self.weights), weights.w_stream)
+            wiring.connect(m, weights.r_stream, loader.words)
+            m.d.comb += self.busy.eq(sequencer.busy)
+        else:
+            m.submodules.weights = weights = BlockRAM(
+                width=config.weight_word_bits, depth=config.memory.weights, table=tables.get(Target.WEIGHT))
+            m.d.comb += [
+                weights.read_address.eq(loader.address),
+                weights.read_enable.eq(loader.enable),
+                loader.data.eq(weights.read_data),
+                weights.write_address.eq(host.address),
+                weights.write_enable.eq(host.write[Target.WEIGHT]),
+                weights.write_data.eq(host.word(Target.WEIGHT)),
+            ]
 
         # Activations. The word leaves the padding two cycles after it was issued; so does its token.
         bank_at_memory = Signal()
@@ -121,37 +150,73 @@ class Accelerator(wiring.Component):
         ]
         is_conv = Signal()
         m.d.comb += is_conv.eq(layer.op == LayerOp.CONV)
-        at_word = _delay(m, "word", generator.token, 2, config)
+        at_memory = _delay(m, "memory", generator.token, 1)
+        at_word = _delay(m, "word", at_memory, 1)
         m.d.comb += [
             array.act.eq(padding.word),
             array.swap.eq(at_word.valid & at_word.tile),
             channel.word.eq(padding.word),
             channel.token.eq(at_word),
-            channel.token.valid.eq(at_word.valid & ~is_conv),
         ]
+        if config.memory.lines:
+            is_window = Signal()
+            m.d.comb += is_window.eq((layer.op == LayerOp.DEPTHWISE) | (layer.op == LayerOp.MAX_WINDOW))
+            place_at_memory = _delay(m, "place", generator.window, 1)
+            m.submodules.window = window = WindowUnit(config)
+            # The left word of a pair comes from the write port of the input's bank.
+            m.submodules.padding_before = before = Padding(config)
+            m.d.comb += [
+                before.layer.eq(layer),
+                before.outside.eq(generator.window.before_outside),
+                before.data.eq(Mux(bank_at_memory, banks[1].second_data, banks[0].second_data)),
+                window.layer.eq(layer),
+                window.next_valid.eq(at_memory.valid),
+                window.next_place.eq(place_at_memory),
+                window.place.eq(_delay(m, "word_place", place_at_memory, 1)),
+                window.token.eq(at_word),
+                window.token.valid.eq(at_word.valid & is_window),
+                window.word.eq(padding.word),
+                window.before.eq(before.word),
+                window.load.eq(loader.load),
+                window.weights.eq(loader.weights),
+                channel.token.valid.eq(at_word.valid & ~is_conv & ~is_window),
+            ]
+            from_window = Signal()
+            m.d.sync += from_window.eq(is_window)
+            pool_token, pooled = Signal.like(channel.done), Signal.like(window.result)
+            m.d.comb += pool_token.eq(Mux(from_window, window.done, channel.done))
+            for lane in range(config.depth):
+                m.d.comb += pooled[lane].eq(Mux(from_window, window.result[lane], channel.result[lane]))
+        else:
+            m.d.comb += channel.token.valid.eq(at_word.valid & ~is_conv)
+            pool_token, pooled = channel.done, channel.result
 
         # Sums: the accumulators want the token two cycles ahead of them.
         array_token = Signal(token_layout(config))
         m.d.comb += [array_token.eq(at_word), array_token.valid.eq(at_word.valid & is_conv)]
         m.d.comb += [
-            accumulator.ahead.eq(_delay(m, "sum", array_token, array.latency - 2, config)),
+            accumulator.ahead.eq(_delay(m, "sum", array_token, array.latency - 2)),
             accumulator.sums.eq(array.sums),
             output.total_token.eq(accumulator.token),
             output.totals.eq(accumulator.totals),
-            output.pool_token.eq(channel.done),
-            output.pooled.eq(channel.result),
+            output.pool_token.eq(pool_token),
+            output.pooled.eq(pooled),
         ]
 
         # Memory ports: the machine's while it runs, else the host's.
         m.d.comb += output.skip_word.eq(Mux(bank_at_memory, banks[0].read_data, banks[1].read_data))
         for index, bank in enumerate(banks):
             target = (Target.ACTIVATION_0, Target.ACTIVATION_1)[index]
+            write_address = output.address
+            if config.memory.lines:
+                write_address = Mux(layer.pair & (layer.in_bank == index), generator.address - 1, output.address)
+                m.d.comb += bank.second_enable.eq(generator.token.valid & layer.pair)
             m.d.comb += [
                 bank.read_address.eq(Mux(sequencer.busy, Mux(
                     layer.in_bank == index, generator.address, output.skip_address), host.address)),
                 bank.read_enable.eq(Mux(sequencer.busy, Mux(
                     layer.in_bank == index, generator.token.valid, output.skip_enable), host.read[index])),
-                bank.write_address.eq(Mux(sequencer.busy, output.address, host.address)),
+                bank.write_address.eq(Mux(sequencer.busy, write_address, host.address)),
                 bank.write_data.eq(Mux(sequencer.busy, output.code.as_value().replicate(config.word_chunks),
                                        host.word(target))),
                 bank.write_enable.eq(Mux(
@@ -159,9 +224,6 @@ class Accelerator(wiring.Component):
                     host.write[target].replicate(config.word_chunks))),
             ]
         m.d.comb += [
-            weights.write_address.eq(host.address),
-            weights.write_enable.eq(host.write[Target.WEIGHT]),
-            weights.write_data.eq(host.word(Target.WEIGHT)),
             output.parameter_address.eq(host.address),
             output.parameter_write.eq(host.write[Target.PARAMETER]),
             output.parameter_data.eq(host.word(Target.PARAMETER)),
@@ -172,10 +234,10 @@ class Accelerator(wiring.Component):
         return m
 
 
-def _delay(m: Module, name: str, token, cycles: int, config: ArrayConfig):
-    """Delay a token."""
+def _delay(m: Module, name: str, token, cycles: int):
+    """Delay a token, or what accompanies it."""
     for index in range(cycles):
-        later = Signal(token_layout(config), name=f"{name}_token_{index}")
+        later = Signal.like(token, name=f"{name}_token_{index}")
         m.d.sync += later.eq(token)
         token = later
     return token

@@ -16,7 +16,8 @@ class Accumulator(wiring.Component):
 
     The latency is one cycle, the throughput one vector per cycle. Two words of the same pixel must be at least four
     cycles apart, which ``config.tile_cycles`` guarantees: memory is read two cycles before the sums arrive and
-    written one cycle after. Sums wrap; the compiler proves that they cannot.
+    written one cycle after. Where a plane of weights begins, what was left may shift left by ``config.plane_shift``
+    places on the way. Sums wrap; the compiler proves that they cannot.
 
     Parameters
     ----------
@@ -67,6 +68,11 @@ class Accumulator(wiring.Component):
             m.d.sync += partial.eq(0)
         with m.Else():
             m.d.sync += partial.eq(memory.read_data)
+            if config.plane_shift:
+                with m.If(reading.shift):
+                    for col in range(config.cols):
+                        word = memory.read_data.word_select(col, config.acc_bits)
+                        m.d.sync += partial[col].eq(word << config.plane_shift)
 
         with m.If(adding.valid):
             m.d.sync += self.totals.eq(Cat(

@@ -15,10 +15,21 @@ from pathlib import Path
 from typing import Any
 
 from .arithmetic import gain_multipliers, max_gain_shift
-from .formats import WeightFormat, get_format
+from .formats import MAX_BITS, WeightFormat, get_format
+from .planes import natural_shift
 from .product import PE_KINDS, ProductForm
 
-__all__ = ["ArrayConfig", "ConfigError", "MemoryConfig", "load_config", "parse_config"]
+__all__ = ["MAX_LINES", "WEIGHT_SOURCES", "WINDOW", "ArrayConfig", "ConfigError", "MemoryConfig", "load_config",
+           "parse_config"]
+
+#: Where the weights come from.
+WEIGHT_SOURCES = ("memory", "stream")
+
+#: Taps of the window unit, along each axis.
+WINDOW = 3
+
+#: Columns of the widest map that a window unit can be built for.
+MAX_LINES = 1 << 11
 
 #: Version of everything that a program depends on beyond the configuration: descriptor layout, host protocol, timing.
 MACHINE_VERSION = 1
@@ -51,6 +62,9 @@ class MemoryConfig:
         Output pixels whose partial sums can be held (one sum per array column each).
     layers : int
         Layer descriptors.
+    lines : int
+        Columns of the widest map that the window unit takes, which runs depthwise convolutions and 3x3 maximum pools
+        at one word per cycle; 0 builds none, and the array runs depthwise convolutions.
     """
 
     activations: int = 2048
@@ -58,13 +72,17 @@ class MemoryConfig:
     parameters: int = 256
     accumulators: int = 1024
     layers: int = 64
+    lines: int = 0
 
     def __post_init__(self) -> None:
-        _integer("memory.activations", self.activations, 2, 1 << 16)
+        _integer("memory.activations", self.activations, 2, 1 << 20)
         _integer("memory.weights", self.weights, 2, 1 << 22)
         _integer("memory.parameters", self.parameters, 2, 1 << 16)
         _integer("memory.accumulators", self.accumulators, 2, 1 << 16)
         _integer("memory.layers", self.layers, 1, 1 << 12)
+        _integer("memory.lines", self.lines, 0, MAX_LINES)
+        if self.lines == 1:
+            raise ConfigError("memory.lines must be 0 (no window unit) or at least 2, not 1")
 
 
 @dataclass(frozen=True)
@@ -87,6 +105,12 @@ class ArrayConfig:
         Width of an accumulator.
     gain_terms : int
         Signed binary digits of a requantization gain: 1 (a shift), 2 or 3.
+    plane_shift : int, optional
+        Places by which the accumulators can shift left between the planes of weights that the format cannot hold
+        (:mod:`nomul_hw.planes`); 0 saves the shifter. None is what suits the format.
+    weights : str
+        Where weights come from: ``"memory"``, loaded by the host, or ``"stream"``, from outside in the order of use;
+        then ``memory.weights`` words are a buffer in front of the array.
     memory : MemoryConfig
         Depths of the memories.
 
@@ -104,6 +128,8 @@ class ArrayConfig:
     act_bits: int = 8
     acc_bits: int = 24
     gain_terms: int = 2
+    plane_shift: int | None = None
+    weights: str = "memory"
     memory: MemoryConfig = field(default_factory=MemoryConfig)
 
     def __post_init__(self) -> None:
@@ -115,18 +141,29 @@ class ArrayConfig:
         if not isinstance(self.format, WeightFormat):
             raise ConfigError(f"array.format must be the name of a weight format or a WeightFormat, "
                               f"not {self.format!r}")
+        if self.format.bits > MAX_BITS:
+            raise ConfigError(f"array.format: an array holds weights of up to {MAX_BITS} bits, not {self.format.name}; "
+                              f"layers of {self.format.name} run on any array, as planes")
         _integer("array.rows", self.rows, 1, 256)
         _integer("array.cols", self.cols, 1, 256)
         _integer("array.lanes", self.lanes, 1, 64)
         _integer("array.act_bits", self.act_bits, 2, 8)
         _integer("array.acc_bits", self.acc_bits, 12, 32)
         _integer("array.gain_terms", self.gain_terms, 1, 3)
+        if self.plane_shift is None:
+            object.__setattr__(self, "plane_shift", natural_shift(self.format))
+        _integer("array.plane_shift", self.plane_shift, 0, 8)
+        if self.weights not in WEIGHT_SOURCES:
+            raise ConfigError(f"array.weights must be one of {', '.join(WEIGHT_SOURCES)}, not {self.weights!r}")
         if self.depth > 512:
             raise ConfigError(f"array.rows * array.lanes must be at most 512, not {self.rows} * {self.lanes}")
         if self.pe not in PE_KINDS:
             raise ConfigError(f"array.pe must be one of {', '.join(PE_KINDS)}, not {self.pe!r}")
         if not isinstance(self.memory, MemoryConfig):
             raise ConfigError(f"memory must be a MemoryConfig, not {self.memory!r}")
+        if self.weights == "stream" and self.memory.weights < 3:
+            raise ConfigError(f"memory.weights must be at least 3 where it is a buffer of the weight stream, "
+                              f"not {self.memory.weights}")
         try:
             needed = self.column_sum_bits
         except ValueError as error:
@@ -135,6 +172,11 @@ class ArrayConfig:
             raise ConfigError(
                 f"array.acc_bits = {self.acc_bits} cannot hold one column sum of {self.depth} {self.format.name} "
                 f"products: at least {needed} bits are needed"
+            )
+        if self.memory.lines and self.window_bits > self.acc_bits:
+            raise ConfigError(
+                f"array.acc_bits = {self.acc_bits} cannot hold a window of {WINDOW}x{WINDOW} {self.format.name} "
+                f"products: at least {self.window_bits} bits are needed, or memory.lines = 0 for no window unit"
             )
 
     # Shape -----------------------------------------------------------------------------------------------------
@@ -191,10 +233,30 @@ class ArrayConfig:
         return min(self.act_bits + 8, self.acc_bits)
 
     @cached_property
+    def window_bits(self) -> int:
+        """Width of the window unit's sums."""
+        return self.product.sum_bits(WINDOW * WINDOW, self.act_bits)
+
+    @cached_property
+    def channel_bits(self) -> int:
+        """Width of what the channel unit and the window unit hand on."""
+        return max(self.pool_bits, self.window_bits) if self.memory.lines else self.pool_bits
+
+    @cached_property
     def tile_cycles(self) -> int:
         """Fewest cycles from one weight tile to the next: a row is loaded per cycle, and an accumulator that a tile
         has read is written three cycles later."""
         return max(self.rows, 4)
+
+    @cached_property
+    def window_groups(self) -> int:
+        """Groups of ``rows`` weight words in a depthwise tile: the columns of an array row stand for taps."""
+        return -(-WINDOW * WINDOW // self.cols)
+
+    @cached_property
+    def window_tile_cycles(self) -> int:
+        """Fewest cycles from a weight tile to a depthwise one: all of it must be there when it becomes active."""
+        return max(self.rows * self.window_groups + 1, 4)
 
     # Memory words ----------------------------------------------------------------------------------------------
 
@@ -244,7 +306,7 @@ class ArrayConfig:
     def from_dict(cls, data: Mapping[str, Any]) -> "ArrayConfig":
         """Rebuild a configuration from :meth:`to_dict`."""
         array = dict(data["array"])
-        array["format"] = WeightFormat(array["format"]["name"], tuple(array["format"]["levels"]))
+        array["format"] = WeightFormat.from_dict(array["format"])
         return cls(**array, memory=MemoryConfig(**data["memory"]))
 
     @cached_property

@@ -13,10 +13,11 @@ import numpy.typing as npt
 
 from .arithmetic import gain_digits, gain_positions
 from .config import ArrayConfig
+from .planes import MAX_PLANES
 
-__all__ = ["CAUSES", "COUNTERS", "DESCRIPTOR", "DESCRIPTOR_WORDS", "HOST_BITS", "LOOPS", "Field", "LayerOp", "Opcode", "Target",
-           "field_table", "pack", "parameter_fields", "parameter_values", "shift_stages", "target_word_bits",
-           "to_host_words", "unpack"]
+__all__ = ["ADDRESS_BITS", "CAUSES", "COUNTERS", "DESCRIPTOR", "DESCRIPTOR_WORDS", "HOST_BITS", "LOOPS", "Field",
+           "LayerOp", "Opcode", "Target", "field_table", "pack", "parameter_fields", "parameter_values", "shift_stages",
+           "target_word_bits", "to_host_words", "unpack"]
 
 Int64Array = npt.NDArray[np.int64]
 
@@ -24,7 +25,11 @@ Int64Array = npt.NDArray[np.int64]
 HOST_BITS = 32
 
 #: Nested loops of the address generator, innermost first.
-LOOPS = 6
+LOOPS = 7
+
+
+#: Width of a word address of an activation bank. Such addresses, and steps, are modulo ``2**ADDRESS_BITS``.
+ADDRESS_BITS = 20
 
 
 @dataclass(frozen=True)
@@ -40,13 +45,26 @@ class Field:
 class LayerOp(IntEnum):
     """What a layer does. The loops' meaning follows from it, innermost first.
 
-    ``CONV``: output column, output row, channel word, kernel column, kernel row, block of output channels.
-    The pools: kernel column, kernel row, output column, output row, channel word, unused.
+    ``CONV``: output column, output row, channel word, kernel column, kernel row, plane, block of output channels.
+    The pools: kernel column, kernel row, output column, output row, channel word; two unused.
+    The windows, which read every input word once: two unused, input column, input row, channel word; two unused.
     """
 
     CONV = 0
     MAX_POOL = 1
     SUM_POOL = 2
+    DEPTHWISE = 3
+    MAX_WINDOW = 4
+
+    @property
+    def is_window(self) -> bool:
+        """Whether the layer runs in the window unit."""
+        return self in (LayerOp.DEPTHWISE, LayerOp.MAX_WINDOW)
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether the layer has weight tiles."""
+        return self in (LayerOp.CONV, LayerOp.DEPTHWISE)
 
 
 class Opcode(IntEnum):
@@ -74,6 +92,7 @@ COUNTERS: Mapping[str, str] = {
     "total": "cycles from the start of a run to its last write",
     "busy": "cycles in which the address generator issues an activation word",
     "weight": "cycles that wait for a weight tile to be loaded",
+    "memory": "cycles that wait for weights from outside, beyond those",
     "requantize": "cycles that wait for the requantization lanes",
     "drain": "cycles in which the pipeline fills and empties between layers",
     "control": "cycles that fetch and start layers",
@@ -87,8 +106,9 @@ CAUSES = tuple(name for name in COUNTERS if name != "total")
 def _loop_fields() -> Iterable[Field]:
     for level in range(LOOPS):
         yield Field(f"count_{level}", 12, False, f"iterations of loop {level}, less 1")
-        yield Field(f"step_{level}", 16, False,
-                    f"what a step of loop {level} adds to the word address, inner loops rewound (modulo 2**16)")
+        yield Field(f"step_{level}", ADDRESS_BITS, False,
+                    f"what a step of loop {level} adds to the word address, inner loops rewound (modulo "
+                    f"2**{ADDRESS_BITS})")
         yield Field(f"x_step_{level}", 12, True, f"what a step of loop {level} adds to the input column")
         yield Field(f"y_step_{level}", 12, True, f"what a step of loop {level} adds to the input row")
 
@@ -100,20 +120,29 @@ DESCRIPTOR: Sequence[Field] = (
     Field("out_bank", 1, False, "bank of the output tensor"),
     Field("pad_low", 1, False, "padding reads as the smallest code, not as 0"),
     Field("skip", 1, False, "a tensor of the other bank than the input's is added before rounding"),
-    Field("hold", 10, False, "cycles without a new word after one that completes an output pixel"),
-    Field("edge_lanes", 14, False, "channels of the last input channel word; the other lanes read as padding"),
-    Field("weight_base", 24, False, "address of the layer's first weight word"),
-    Field("zero_point", 8, True, "zero point of the output"),
-    Field("weight_next", 24, False, "address of the first weight word after this layer"),
-    Field("low", 8, True, "lower clamp of the output"),
-    Field("parameter_base", 24, False, "address of the layer's first parameter word"),
-    Field("high", 8, True, "upper clamp of the output"),
     Field("skip_low", 1, False, "the zero point of that tensor is the smallest code, not 0"),
     Field("skip_drop", 2, False, "exponent of the output less that tensor's; shifts of the gains are less by as much"),
-    Field("skip_address", 16, False, "its word address less that of the output (modulo 2**16)"),
-    Field("in_address", 16, False, "word address of the first tap (modulo 2**16; may point before the tensor)"),
-    Field("out_address", 16, False, "word address of the first output"),
-    Field("out_plane", 16, False, "words from one output channel word to the next"),
+    Field("pair", 1, False, "a window moves by two columns, which are read at once"),
+    Field("stride_columns", 1, False, "every second position of a row completes a window, not every one"),
+    Field("stride_rows", 1, False, "every second row completes windows, not every one"),
+    Field("skip_columns", 2, False, "positions of a row before the first that completes a window"),
+    Field("skip_rows", 2, False, "rows before the first that completes windows"),
+    Field("mask_columns", 2, False, "taps of a window's first columns that read as padding, one bit each"),
+    Field("mask_rows", 2, False, "taps of a window's first rows that read as padding, one bit each"),
+    Field("hold", 9, False, "cycles without a new word after one that completes an output pixel"),
+    Field("edge_lanes", 10, False, "channels of the last input channel word; the other lanes read as padding"),
+    Field("shifts", MAX_PLANES, False, "planes before which the accumulators shift, one bit each"),
+    Field("weight_base", 22, False, "address of the layer's first weight word"),
+    Field("parameter_base", 16, False, "address of the layer's first parameter word"),
+    Field("zero_point", 8, True, "zero point of the output"),
+    Field("low", 8, True, "lower clamp of the output"),
+    Field("high", 8, True, "upper clamp of the output"),
+    Field("skip_address", ADDRESS_BITS, False, f"the added tensor's word address less the output's (modulo "
+                                               f"2**{ADDRESS_BITS})"),
+    Field("in_address", ADDRESS_BITS, False, f"word address of the first tap (modulo 2**{ADDRESS_BITS}; may point "
+                                             f"before the tensor)"),
+    Field("out_address", ADDRESS_BITS, False, "word address of the first output"),
+    Field("out_plane", ADDRESS_BITS, False, "words from one output channel word to the next"),
     Field("in_width", 12, False, "columns of the input; outside them is padding"),
     Field("in_height", 12, False, "rows of the input; outside them is padding"),
     Field("x_start", 12, True, "input column of the first tap"),
@@ -147,8 +176,8 @@ def parameter_fields(config: ArrayConfig) -> Sequence[Field]:
     fields = [Field("offset", config.requantize_bits, True, "added to the accumulator times the gain's multiplier")]
     fields += [Field(f"shift_{places}", (choices - 1).bit_length(), False, f"right shift by so many times {places}")
                for places, choices in shift_stages(config)]
-    if config.gain_terms > 1:
-        fields.append(Field("lead_negative", 1, False, "the multiplier's digit at position 0 is -1, not +1"))
+    fields.append(Field("lead_negative", 1, False, "the multiplier's digit at position 0 is -1, not +1; without any "
+                                                   "other digit it is 0"))
     pairs = gain_positions(config.gain_terms)
     for digit, places in enumerate(pairs):
         fields += [Field(f"digit_{digit}_not_at_{place}", 1, False, f"the multiplier has no digit at position {place}")
@@ -166,12 +195,13 @@ def parameter_values(
 
     A requantizer computes ``((acc * multiplier + offset) >> (shift - drop) + skip) >> drop`` and then clamps, with the
     lowest allowed code as 0. All that the contract adds is in the offset: the bias times the multiplier, half of the
-    last place, the zero point.
+    last place, the zero point. The offset is kept modulo its width, and so is the sum, which fits if the accumulator
+    does and the accumulator with its bias.
 
     Parameters
     ----------
     bias, multiplier, shift : int64 arrays, shape (n,)
-        Of the channels, as in :func:`nomul_hw.arithmetic.requantize`.
+        Of the channels, as in :func:`nomul_hw.arithmetic.requantize`; a multiplier of 0 makes a channel constant.
     zero_point, low, drop : int
         Of the layer.
 
@@ -182,23 +212,24 @@ def parameter_values(
     """
     pairs = gain_positions(config.gain_terms)
     values = {field.name: np.zeros(len(bias), dtype=np.int64) for field in parameter_fields(config)}
-    values["offset"] = bias * multiplier + ((1 << shift) >> 1) + ((zero_point - low) << shift)
+    offset = bias * multiplier + ((1 << shift) >> 1) + ((zero_point - low) << shift)
     for places, choices in shift_stages(config):
         values[f"shift_{places}"] = (shift - drop) // places % choices
     for each in np.unique(multiplier):
         where = multiplier == each
-        lead, digits = gain_digits(int(each), config.gain_terms)
+        lead, digits = gain_digits(int(each), config.gain_terms) if each else (-1, ())
         if lead < 0:
             # The requantizer inverts the accumulator, and -x = ~(x - 1).
             values["lead_negative"][where] = 1
-            values["offset"][where] -= each
+            offset[where] -= each
         signs = {place: sign for sign, place in digits}
         for digit, places in enumerate(pairs):
             for place in places:
                 values[f"digit_{digit}_not_at_{place}"][where] = place not in signs
                 if signs.get(place, lead) != lead and digit < len(pairs) - 1:
                     values[f"digit_{digit}_inverted"][where] = 1
-    return values
+    half = 1 << config.requantize_bits - 1
+    return {**values, "offset": (offset + half) % (2 * half) - half}
 
 
 def pack(fields: Iterable[Field], values: Mapping[str, int]) -> int:

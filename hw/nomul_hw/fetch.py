@@ -11,7 +11,8 @@ from amaranth.lib.wiring import In, Out
 
 from .config import ArrayConfig
 from .descriptor import LOOPS, LayerOp
-from .layouts import address_bits, descriptor_layout, token_layout
+from .layouts import address_bits, descriptor_layout, token_layout, window_layout
+from .planes import MAX_PLANES
 
 __all__ = ["AddressGenerator", "Padding"]
 
@@ -21,6 +22,9 @@ class AddressGenerator(wiring.Component):
 
     A word that starts a weight tile waits for ``weights_ready``; a word that completes an output pixel is followed by
     ``hold`` idle cycles. Nothing else stops the walk: every later stage has a fixed latency and is always ready.
+
+    In a layer of the window unit every position of the input is a word, and those that complete an output pixel are
+    its ``last``.
 
     Parameters
     ----------
@@ -43,6 +47,8 @@ class AddressGenerator(wiring.Component):
         The word issued in this cycle.
     outside : Out(1)
         The word lies outside the input map: it reads as padding.
+    window : Out(window_layout)
+        Where the word stands in the map, for the window unit.
     edge : Out(1)
         The word is the last channel word of its pixel in a convolution: lanes beyond ``edge_lanes`` read as padding.
     last_tile : Out(1)
@@ -62,6 +68,7 @@ class AddressGenerator(wiring.Component):
             "address": Out(address_bits(config.memory.activations)),
             "token": Out(token_layout(config)),
             "outside": Out(1),
+            "window": Out(window_layout(config)),
             "edge": Out(1),
             "last_tile": Out(1),
             "running": Out(1),
@@ -78,8 +85,10 @@ class AddressGenerator(wiring.Component):
         hold = Signal(len(layer.hold))
         pixel = Signal.like(token.pixel)
 
-        is_conv = Signal()
+        is_conv, is_window = Signal(), Signal()
         m.d.comb += is_conv.eq(layer.op == LayerOp.CONV)
+        if self.config.memory.lines:
+            m.d.comb += is_window.eq((layer.op == LayerOp.DEPTHWISE) | (layer.op == LayerOp.MAX_WINDOW))
         at_start, at_end = Signal(LOOPS), Signal(LOOPS)
         for level in range(LOOPS):
             m.d.comb += [
@@ -87,19 +96,45 @@ class AddressGenerator(wiring.Component):
                 at_end[level].eq(counts[level] == layer[f"count_{level}"]),
             ]
 
-        # Loops 0 and 1 run over pixels in a convolution, over taps in a pool; 2 and 3 (and 4) the other way round.
+        # Loops 0 and 1 run over pixels in a convolution, over taps in a pool; 2, 3 (and 4, 5) the other way round.
+        # In a window layer 2 and 3 run over the input: its last word of a window is the one at the right place.
+        shifts = Signal()
+        with m.Switch(counts[5]):
+            for plane in range(MAX_PLANES):
+                with m.Case(plane):
+                    m.d.comb += shifts.eq(layer.shifts[plane])
+        is_depthwise = Signal()
+        m.d.comb += is_depthwise.eq(is_window & (layer.op == LayerOp.DEPTHWISE))
         m.d.comb += [
-            token.first.eq(Mux(is_conv, at_start[2:5].all(), at_start[0:2].all())),
-            token.last.eq(Mux(is_conv, at_end[2:5].all(), at_end[0:2].all())),
-            token.tile.eq(is_conv & at_start[0:2].all()),
-            token.block_last.eq(at_end[0:4].all() & (at_end[4] | ~is_conv)),
+            token.first.eq(Mux(is_conv, at_start[2:6].all(), at_start[0:2].all())),
+            token.last.eq(Mux(is_conv, at_end[2:6].all(), at_end[0:2].all())),
+            token.tile.eq((is_conv & at_start[0:2].all()) | (is_depthwise & at_start[2:4].all())),
+            token.shift.eq(is_conv & at_start[2:5].all() & shifts),
+            token.block_last.eq(at_end[0:4].all() & (at_end[4:6].all() | ~is_conv)),
             token.layer_last.eq(at_end.all()),
             token.pixel.eq(pixel),
-            self.last_tile.eq(at_end[2:].all()),
+            self.last_tile.eq(at_end[4:].all() & (at_end[2:4].all() | ~is_conv)),
             self.edge.eq(is_conv & at_end[2]),
             # Negative coordinates are large unsigned ones: one comparison per axis does both ends.
             self.outside.eq((x.as_unsigned() >= layer.in_width) | (y.as_unsigned() >= layer.in_height)),
         ]
+        if self.config.memory.lines:
+            completes = [Signal(name=f"completes_{axis}") for axis in ("columns", "rows")]
+            for done, count, skip, stride in ((completes[0], counts[2], layer.skip_columns, layer.stride_columns),
+                                              (completes[1], counts[3], layer.skip_rows, layer.stride_rows)):
+                m.d.comb += done.eq(((count[2:] != 0) | (count[:2] >= skip)) & ~(stride & (count[0] ^ skip[0])))
+            with m.If(is_window):
+                m.d.comb += token.last.eq(completes[0] & completes[1])
+            before = Signal(signed(12))
+            m.d.comb += [
+                before.eq(x - 1),
+                self.window.column.eq(counts[2]),
+                self.window.first_column.eq(at_start[2]),
+                self.window.row_0.eq(at_start[3]),
+                self.window.row_1.eq(counts[3] == 1),
+                self.window.before_outside.eq((before.as_unsigned() >= layer.in_width)
+                                              | (y.as_unsigned() >= layer.in_height)),
+            ]
 
         holding, blocked = Signal(), Signal()
         m.d.comb += [

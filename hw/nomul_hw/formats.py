@@ -9,17 +9,21 @@ This module is plain Python and NumPy. Hardware, golden model, quantizers and co
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["FORMATS", "MAX_MULTIPLES", "WeightFormat", "get_format"]
+__all__ = ["FORMATS", "MAX_BITS", "MAX_MULTIPLES", "MAX_UNIFORM_BITS", "WeightFormat", "get_format"]
 
-#: Codes are stored in bytes.
+#: Widest code that an array takes: its weights are stored in bytes.
 MAX_BITS = 8
+
+#: Widest uniform format. Beyond MAX_BITS it is for networks alone: arrays run such weights as planes.
+MAX_UNIFORM_BITS = 16
 
 #: Largest absolute level: weights are stored as int32, and products must stay far from the end of int64.
 MAX_LEVEL = 1 << 30
@@ -34,19 +38,26 @@ def _odd_part(value: int) -> tuple[int, int]:
     return value >> shift, shift
 
 
+def _uniform_levels(bits: int) -> range:
+    """The integers of ``bits`` bits."""
+    if type(bits) is not int or not 2 <= bits <= MAX_UNIFORM_BITS:
+        raise ValueError(f"A uniform format has 2 to {MAX_UNIFORM_BITS} bits, not {bits!r}")
+    return range(-(1 << (bits - 1)), 1 << (bits - 1))
+
+
 @dataclass(frozen=True)
 class WeightFormat:
     """A set of integer weight levels and their codes.
 
     Codes are sign-magnitude: the top bit is the sign, the others are the index into :attr:`magnitudes`; the code of
-    minus zero, in formats that have a zero, is illegal. The uniform formats ``int2`` .. ``int8`` alone are not
-    symmetric (``int4`` reaches -8 but not +8): their codes are two's complement.
+    minus zero, in formats that have a zero, is illegal. The uniform formats ``int2`` .. ``int16`` alone are not
+    symmetric (``int4`` reaches -8 but not +8): their codes are two's complement, and their levels are kept as a range.
 
     Parameters
     ----------
     name : str
         Name shown in tables, configurations and manifests.
-    levels : tuple of int
+    levels : tuple of int, or range
         The weights that the format can hold: sorted, distinct, symmetric about 0 (or ``-2**(b-1) .. 2**(b-1)-1``).
 
     Raises
@@ -58,13 +69,15 @@ class WeightFormat:
     """
 
     name: str
-    levels: tuple[int, ...]
+    levels: Sequence[int]
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str):
             raise TypeError(f"Format name must be a string, not {self.name!r}")
         if not re.fullmatch("[A-Za-z][A-Za-z0-9_]*", self.name):  # It becomes part of file names.
             raise ValueError(f"Format name must be letters, digits and underscores, a letter first, not {self.name!r}")
+        if isinstance(self.levels, range) and self.is_uniform:
+            return
         if not isinstance(self.levels, tuple) or not all(
             isinstance(level, int) and not isinstance(level, bool) for level in self.levels
         ):
@@ -83,6 +96,8 @@ class WeightFormat:
                 f"Levels of format {self.name!r} must be symmetric about 0, or all integers of a two's-complement "
                 f"range, not {self.levels!r}"
             )
+        if self.is_uniform:
+            object.__setattr__(self, "levels", range(self.levels[0], -self.levels[0]))
 
     @classmethod
     def from_products(
@@ -119,9 +134,7 @@ class WeightFormat:
     @classmethod
     def uniform(cls, bits: int) -> "WeightFormat":
         """Build the two's-complement integers of ``bits`` bits, ``-2**(bits-1) .. 2**(bits-1)-1``."""
-        if type(bits) is not int or not 2 <= bits <= 8:
-            raise ValueError(f"A uniform format has 2 to 8 bits, not {bits!r}")
-        return cls(f"int{bits}", tuple(range(-(1 << (bits - 1)), 1 << (bits - 1))))
+        return cls(f"int{bits}", _uniform_levels(bits))
 
     # What the levels say about the hardware --------------------------------------------------------------------
 
@@ -138,10 +151,11 @@ class WeightFormat:
     @cached_property
     def is_uniform(self) -> bool:
         """Whether the levels are all integers of a two's-complement range, as in ``int4``."""
-        half = -self.levels[0]
-        if half < 1 or half & (half - 1) or len(self.levels) != 2 * half:
+        half = -self.levels[0] if self.levels else 0
+        if not 2 <= half < 1 << MAX_UNIFORM_BITS or half & (half - 1) or len(self.levels) != 2 * half:
             return False
-        return self.levels == tuple(range(-half, half))
+        whole = range(-half, half)
+        return self.levels == (whole if isinstance(self.levels, range) else tuple(whole))
 
     @cached_property
     def max_magnitude(self) -> int:
@@ -185,6 +199,27 @@ class WeightFormat:
         select = self.multiples.index(odd)
         return True, level < 0, select, shift - _odd_part(self.bases[select])[1]
 
+    # Weights ---------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def _level_array(self) -> npt.NDArray[np.int64]:
+        """The levels, shape (levels,)."""
+        return np.asarray(self.levels, dtype=np.int64)
+
+    def holds(self, weights: npt.NDArray[Any]) -> bool:
+        """Whether an array of signed integers holds nothing but levels of the format."""
+        if weights.dtype.kind != "i":
+            return False
+        if self.is_uniform:
+            return not weights.size or bool(self.levels[0] <= weights.min() and weights.max() <= self.levels[-1])
+        return bool(np.isin(weights, self._level_array).all())
+
+    def nearest(self, values: npt.ArrayLike) -> npt.NDArray[np.int32]:
+        """Round real values to the nearest level; a tie goes up, as everywhere (round half up)."""
+        levels = self._level_array
+        thresholds = (levels[1:] + levels[:-1]) / 2
+        return levels[np.searchsorted(thresholds, np.asarray(values), side="right")].astype(np.int32)
+
     # Codes -----------------------------------------------------------------------------------------------------
 
     @cached_property
@@ -204,8 +239,14 @@ class WeightFormat:
     def _code_of(self) -> dict[int, int]:
         return {level: code for code, level in enumerate(self.code_levels) if level is not None}
 
-    def encode(self, weights: npt.ArrayLike) -> npt.NDArray[np.uint8]:
-        """Turn integer weights into codes of the same shape (uint8).
+    @cached_property
+    def _codes(self) -> npt.NDArray[np.unsignedinteger]:
+        """Codes of the levels, in their order."""
+        return np.asarray([self._code_of[level] for level in self.levels],
+                          dtype=np.uint8 if self.bits <= MAX_BITS else np.uint16)
+
+    def encode(self, weights: npt.ArrayLike) -> npt.NDArray[np.unsignedinteger]:
+        """Turn integer weights into codes of the same shape (uint8; uint16 if the format has more than 8 bits).
 
         Raises
         ------
@@ -213,14 +254,13 @@ class WeightFormat:
             If a weight is not a level of the format; the first offender is named with its index.
         """
         weights = np.asarray(weights)
-        sorted_levels = np.asarray(self.levels)
-        slots = np.clip(np.searchsorted(sorted_levels, weights), 0, len(sorted_levels) - 1)
-        wrong = sorted_levels[slots] != weights
+        levels = self._level_array
+        slots = np.clip(np.searchsorted(levels, weights), 0, len(levels) - 1)
+        wrong = levels[slots] != weights
         if wrong.any():
             index = tuple(int(i) for i in np.argwhere(wrong)[0])
             raise ValueError(f"Weight {weights[index]} at index {index} is not a level of format {self.name!r}")
-        codes = np.asarray([self._code_of[level] for level in self.levels], dtype=np.uint8)
-        return codes[slots]
+        return self._codes[slots]
 
     def decode(self, codes: npt.ArrayLike) -> npt.NDArray[np.int32]:
         """Turn codes into integer weights of the same shape (int32).
@@ -242,20 +282,32 @@ class WeightFormat:
             raise ValueError(f"Code {codes[index]} at index {index} is illegal in format {self.name!r}")
         return weights
 
-    def nearest(self, values: npt.ArrayLike) -> npt.NDArray[np.int32]:
-        """Round real values to the nearest level; a tie goes up, as everywhere (round half up)."""
-        levels = np.asarray(self.levels)
-        thresholds = (levels[1:] + levels[:-1]) / 2
-        return levels[np.searchsorted(thresholds, np.asarray(values), side="right")].astype(np.int32)
-
     @cached_property
     def smallest_code(self) -> int:
         """Code of the level nearest to 0: what fills the parts of a tile that a layer does not use."""
         return self._code_of[min(self.levels, key=lambda level: (abs(level), level))]
 
-    def to_dict(self) -> dict[str, str | list[int]]:
-        """Plain data for manifests and hashes."""
-        return {"name": self.name, "levels": list(self.levels)}
+    # Plain data ------------------------------------------------------------------------------------------------
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for files, manifests and hashes: a name, and levels or the bits of a uniform format."""
+        return {"name": self.name, **({"bits": self.bits} if self.is_uniform else {"levels": list(self.levels)})}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> "WeightFormat":
+        """Rebuild a format from :meth:`to_dict`; a uniform one may list its levels too.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As the constructor; ``None`` stands for what is missing.
+        """
+        levels = data.get("levels")
+        if "bits" in data:
+            levels = _uniform_levels(data["bits"])
+        elif isinstance(levels, list):
+            levels = tuple(levels)
+        return cls(data.get("name"), levels)
 
 
 def _builtin() -> Sequence[WeightFormat]:
@@ -272,26 +324,27 @@ def _builtin() -> Sequence[WeightFormat]:
             "exp5", (8, 10, 13, 16, 20, 26, 32, 40, 52, 64, 80, 104, 128, 160, 208), zero=True
         ),
         WeightFormat.from_products("fp4_e2m1", (1, 3), 4, zero=True, magnitudes=7),
-        WeightFormat.uniform(2),
-        WeightFormat.uniform(3),
-        WeightFormat.uniform(4),
-        WeightFormat.uniform(8),
+        *(_UNIFORM[f"int{bits}"] for bits in (2, 3, 4, 8)),
     )
 
 
-#: The formats that have a name, by name.
+_UNIFORM = {f"int{bits}": WeightFormat.uniform(bits) for bits in range(2, MAX_UNIFORM_BITS + 1)}
+
+
+#: The formats that have a name, by name. :func:`get_format` knows the uniform ones of all widths besides.
 FORMATS: dict[str, WeightFormat] = {fmt.name: fmt for fmt in _builtin()}
 
 
 def get_format(name: str) -> WeightFormat:
-    """Look a named format up.
+    """Look a named format up: one of :data:`FORMATS`, or ``int2`` .. ``int16``.
 
     Raises
     ------
     ValueError
         If there is none of that name; the message lists those that exist.
     """
-    try:
-        return FORMATS[name]
-    except KeyError:
-        raise ValueError(f"Unknown weight format {name!r}; known: {', '.join(FORMATS)}") from None
+    found = FORMATS.get(name) or _UNIFORM.get(name)
+    if found is None:
+        others = ", ".join(other for other in FORMATS if other not in _UNIFORM)
+        raise ValueError(f"Unknown weight format {name!r}; known: {others}, int2..int{MAX_UNIFORM_BITS}")
+    return found

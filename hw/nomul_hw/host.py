@@ -22,12 +22,14 @@ class HostPort(wiring.Component):
 
     Writing takes a host word every cycle without a pause. A word that is read takes a cycle before its first host
     word. Reads of targets other than the activation banks, the counters and the identity return 0; unknown opcodes
-    are ignored.
+    are ignored. The identity's word 0 is the configuration's, word 1 that of the program that is baked in.
 
     Parameters
     ----------
     config : ArrayConfig
         Widths of the targets' words, depths of the memories, and the identity.
+    baked : int
+        Identity of the program that is baked in; 0 for none.
 
     Members
     -------
@@ -55,8 +57,9 @@ class HostPort(wiring.Component):
         A run is under way; it rises in the cycle after ``run``.
     """
 
-    def __init__(self, config: ArrayConfig):
+    def __init__(self, config: ArrayConfig, baked: int = 0):
         self.config = config
+        self.baked = baked
         self.host_words = {target: -(-target_word_bits(config, target) // HOST_BITS) for target in Target}
         memory = config.memory
         deepest = max(memory.activations, memory.weights, memory.parameters, memory.layers * DESCRIPTOR_WORDS,
@@ -120,7 +123,8 @@ class HostPort(wiring.Component):
             of_counter.eq(target == Target.COUNTER),
             of_identity.eq(target == Target.IDENTITY),
             self.bank.eq(target == Target.ACTIVATION_1),
-            self.o.payload.eq(Mux(of_counter | of_identity, Mux(of_identity, self.config.identity, self.cycles),
+            self.o.payload.eq(Mux(of_counter | of_identity, Mux(of_identity, Mux(self.address[0], self.baked, self.config.identity),
+                                                                  self.cycles),
                                   Mux(of_bank, bank_part, 0))),
         ]
 

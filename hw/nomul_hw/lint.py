@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from importlib import metadata, resources
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 __all__ = ["TOOLS", "LintReport", "LintResult", "find_verilator", "lint_verilog"]
@@ -181,7 +182,7 @@ def _only_warnings(tool: str, messages: Sequence[str]) -> bool:
         message.startswith("%Error") and "Exiting due to" not in message for message in messages)
 
 
-def lint_verilog(text: str, file_name: str, top: str) -> LintReport:
+def lint_verilog(text: str, file_name: str, top: str, files: Mapping[str, str] = MappingProxyType({})) -> LintReport:
     """Run every tool that is found on a Verilog file.
 
     Parameters
@@ -192,10 +193,13 @@ def lint_verilog(text: str, file_name: str, top: str) -> LintReport:
         The name under which the messages speak of it.
     top : str
         Its top module.
+    files : mapping of str to str
+        Names and texts of the files that it reads.
     """
-    with tempfile.TemporaryDirectory(prefix="nomul-lint-") as name:
-        folder = Path(name)
-        (folder / file_name).write_text(text, encoding="utf-8")
+    with tempfile.TemporaryDirectory(prefix="nomul-lint-") as scratch:
+        folder = Path(scratch)
+        for name, content in {file_name: text, **files}.items():
+            (folder / name).write_text(content, encoding="utf-8")
         (folder / WAIVERS).write_text(resources.files(__package__).joinpath(WAIVERS).read_text(encoding="utf-8"),
                                       encoding="utf-8")
         with ThreadPoolExecutor() as pool:

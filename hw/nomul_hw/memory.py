@@ -1,8 +1,10 @@
 """On-chip memories.
 
-All are simple dual-port block RAMs: one read port with a cycle of latency, one write port. No part of the machine
-reads a word in the cycle in which it is written, so what such a read returns does not matter; synthesis may be told so
-(``-no-rw-check`` in Yosys), which saves the logic that would make it defined.
+All are simple dual-port block RAMs: one read port with a cycle of latency, one write port. The activation banks of a
+machine with a window unit can read at the write port's address, too, in cycles in which nothing is written: that is
+what true dual-port block RAMs do. No part of the machine reads a word in the cycle in which it is written, so what such
+a read returns does not matter; synthesis may be told so (``-no-rw-check`` in Yosys), which saves the logic that would
+make it defined. Those of a baked program (:mod:`nomul_hw.contents`) are only read.
 """
 
 from amaranth.hdl import Module
@@ -10,6 +12,7 @@ from amaranth.lib import wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
+from .contents import Table
 from .layouts import address_bits
 
 __all__ = ["BlockRAM"]
@@ -26,6 +29,10 @@ class BlockRAM(wiring.Component):
         Words.
     parts : int
         Equal parts of a word that can be written on their own.
+    table : Table, optional
+        What the memory holds from power-up on; it is as deep as that, and ignores writes.
+    second : bool
+        Whether there is a second read port, which shares the write port's address.
 
     Members
     -------
@@ -41,14 +48,20 @@ class BlockRAM(wiring.Component):
         Parts to write.
     write_data : In(width)
         What to write.
+    second_enable : In(1), second_data : Out(width)
+        The second read port, if there is one: reads at ``write_address``.
     """
 
-    def __init__(self, *, width: int, depth: int, parts: int = 1):
+    def __init__(self, *, width: int, depth: int, parts: int = 1, table: Table | None = None, second: bool = False):
         if width % parts:
             raise ValueError(f"Width {width} must be a multiple of the number of parts, {parts}")
+        if table is not None and table.bits != width:
+            raise ValueError(f"Words of the table must have {width} bits, not {table.bits}")
         self.width = width
-        self.depth = depth
+        self.depth = depth if table is None else len(table.words)
         self.parts = parts
+        self.table = table
+        self.second = second
         super().__init__({
             "read_address": In(address_bits(depth)),
             "read_enable": In(1),
@@ -56,19 +69,34 @@ class BlockRAM(wiring.Component):
             "write_address": In(address_bits(depth)),
             "write_enable": In(parts),
             "write_data": In(width),
+            **({"second_enable": In(1), "second_data": Out(width)} if second else {}),
         })
 
     def elaborate(self, platform):
         m = Module()
-        m.submodules.memory = memory = Memory(shape=self.width, depth=self.depth, init=[])
-        write = memory.write_port(granularity=self.width // self.parts if self.parts > 1 else None)
+        if self.table is None:
+            memory = Memory(shape=self.width, depth=self.depth, init=())
+            write = memory.write_port(granularity=self.width // self.parts if self.parts > 1 else None)
+            m.d.comb += [
+                write.addr.eq(self.write_address),
+                write.data.eq(self.write_data),
+                write.en.eq(self.write_enable),
+            ]
+        else:
+            memory = Memory(shape=self.width, depth=self.depth, init=self.table.words,
+                            attrs={"contents": self.table.file})
+        m.submodules.memory = memory
         read = memory.read_port()
         m.d.comb += [
-            write.addr.eq(self.write_address),
-            write.data.eq(self.write_data),
-            write.en.eq(self.write_enable),
             read.addr.eq(self.read_address),
             read.en.eq(self.read_enable),
             self.read_data.eq(read.data),
         ]
+        if self.second:
+            second = memory.read_port()
+            m.d.comb += [
+                second.addr.eq(self.write_address),
+                second.en.eq(self.second_enable),
+                self.second_data.eq(second.data),
+            ]
         return m

@@ -7,6 +7,7 @@ from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
 from .config import ArrayConfig
+from .contents import Table
 from .descriptor import LayerOp
 from .layouts import address_bits, descriptor_layout, parameter_layout, token_layout
 from .memory import BlockRAM
@@ -28,6 +29,8 @@ class OutputStage(wiring.Component):
     ----------
     config : ArrayConfig
         Shape, widths and depths.
+    table : Table, optional
+        Contents of parameter memory, if they are baked in.
 
     Members
     -------
@@ -38,7 +41,7 @@ class OutputStage(wiring.Component):
     total_token, totals
         Sums of the accumulators with their token.
     pool_token, pooled
-        Results of the channel unit with their token.
+        Results of the channel unit or the window unit with their token.
     parameter_address, parameter_write, parameter_data
         Write port of parameter memory.
     skip_address, skip_enable, skip_word
@@ -52,8 +55,9 @@ class OutputStage(wiring.Component):
     #: Cycles from taking a chunk to writing it: requantization.
     latency = OUTPUT_LATENCY
 
-    def __init__(self, config: ArrayConfig):
+    def __init__(self, config: ArrayConfig, table: Table | None = None):
         self.config = config
+        self.table = table
         layout, token = descriptor_layout(), token_layout(config)
         super().__init__({
             "upcoming": In(layout),
@@ -62,7 +66,7 @@ class OutputStage(wiring.Component):
             "total_token": In(token),
             "totals": In(data.ArrayLayout(signed(config.acc_bits), config.cols)),
             "pool_token": In(token),
-            "pooled": In(data.ArrayLayout(signed(config.pool_bits), config.depth)),
+            "pooled": In(data.ArrayLayout(signed(config.channel_bits), config.depth)),
             "parameter_address": In(address_bits(config.memory.parameters)),
             "parameter_write": In(1),
             "parameter_data": In(config.requantize_lanes * parameter_layout(config).size),
@@ -138,7 +142,7 @@ class OutputStage(wiring.Component):
 
         # A chunk's parameters are read with its position: they are there when its sums are.
         m.submodules.parameters = parameters = BlockRAM(
-            width=len(self.parameter_data), depth=config.memory.parameters)
+            width=len(self.parameter_data), depth=config.memory.parameters, table=self.table)
         m.d.comb += [
             parameters.read_address.eq(upcoming.parameters),
             parameters.read_enable.eq(self.start | taking),

@@ -11,7 +11,8 @@ from amaranth.lib.wiring import In, Out
 
 from .product import ProductForm, Term
 
-__all__ = ["Multiples", "ProcessingElement", "WeightDecoder", "multiple_bits", "odd_part"]
+__all__ = ["Multiples", "ProcessingElement", "WeightDecoder", "balanced_sum", "multiple_bits", "odd_part",
+           "raw_products"]
 
 
 def odd_part(base: int) -> int:
@@ -186,45 +187,62 @@ class ProcessingElement(wiring.Component):
 
         addends = [self.psum_i] if self.psum_in_bits else []
         for lane in range(self.lanes):
-            multiples, at = [], lane * sum(self.widths)
-            for width in self.widths:
-                multiples.append(self.act_i[at:at + width])
-                at += width
-            at = lane * self.product.control_bits
-            for index, term in enumerate(self.product.terms):
-                controls = active[at:at + term.control_bits]
-                addends.append(self._term(m, f"term_{lane}_{index}", term, controls, multiples))
-                at += term.control_bits
-        m.d.sync += psum.eq(_balanced_sum(addends))
+            addends += raw_products(
+                m, f"lane_{lane}", self.product, self.act_bits,
+                active.word_select(lane, self.product.control_bits), self.act_i.word_select(lane, sum(self.widths)))
+        m.d.sync += psum.eq(balanced_sum(addends))
         return m
 
-    @staticmethod
-    def _term(m: Module, name: str, term: Term, controls, multiples):
-        """One shifted product: select, invert, gate, shift.
 
-        Inverting and gating the narrow value, before the shift, is the smallest form on every fabric that was
-        measured. Every stage is a named signal, since a shared expression would be emitted once per use.
-        """
-        negative, at = controls[0], 1
-        nonzero = controls[at] if term.zero else None
-        at += term.zero
-        shift = controls[at:at + term.shift_bits]
-        select = controls[at + term.shift_bits:]
+def raw_products(m: Module, name: str, product: ProductForm, act_bits: int, controls, bundle) -> list:
+    """Form the terms of one raw product (:mod:`nomul_hw.product`), combinationally; their sum is the product.
 
-        candidates = [_shift_left(multiple, (base & -base).bit_length() - 1)
-                      for base, multiple in zip(term.bases, multiples, strict=True)]
-        value = Signal(signed(max(len(candidate) for candidate in candidates)), name=f"{name}_signed")
-        chosen = candidates[-1].as_signed()
-        for index in reversed(range(len(candidates) - 1)):
-            chosen = Mux(select == index, candidates[index].as_signed(), chosen)
-        inverted = chosen ^ negative.replicate(len(value)).as_signed()
-        m.d.comb += value.eq(inverted if nonzero is None else inverted & nonzero.replicate(len(value)).as_signed())
-        for stage in range(term.shift_bits):
-            width = len(value) + min(1 << stage, term.shifts - 1)
-            shifted = Signal(signed(width), name=f"{name}_shifted_{stage}")
-            m.d.comb += shifted.eq(Mux(shift[stage], _shift_left(value, 1 << stage).as_signed(), value))
-            value = shifted
-        return _shift_left(value, term.offset).as_signed()
+    Parameters
+    ----------
+    name : str
+        Prefix of the signals.
+    controls : Value
+        The weight's control words.
+    bundle : Value
+        The activation's odd multiples, as :class:`Multiples` makes them.
+    """
+    multiples, at = [], 0
+    for width in multiple_bits(product, act_bits):
+        multiples.append(bundle[at:at + width])
+        at += width
+    terms, at = [], 0
+    for index, term in enumerate(product.terms):
+        terms.append(_term(m, f"{name}_term_{index}", term, controls[at:at + term.control_bits], multiples))
+        at += term.control_bits
+    return terms
+
+
+def _term(m: Module, name: str, term: Term, controls, multiples):
+    """One shifted product: select, invert, gate, shift.
+
+    Inverting and gating the narrow value, before the shift, is the smallest form on every fabric that was
+    measured. Every stage is a named signal, since a shared expression would be emitted once per use.
+    """
+    negative, at = controls[0], 1
+    nonzero = controls[at] if term.zero else None
+    at += term.zero
+    shift = controls[at:at + term.shift_bits]
+    select = controls[at + term.shift_bits:]
+
+    candidates = [_shift_left(multiple, (base & -base).bit_length() - 1)
+                  for base, multiple in zip(term.bases, multiples, strict=True)]
+    value = Signal(signed(max(len(candidate) for candidate in candidates)), name=f"{name}_signed")
+    chosen = candidates[-1].as_signed()
+    for index in reversed(range(len(candidates) - 1)):
+        chosen = Mux(select == index, candidates[index].as_signed(), chosen)
+    inverted = chosen ^ negative.replicate(len(value)).as_signed()
+    m.d.comb += value.eq(inverted if nonzero is None else inverted & nonzero.replicate(len(value)).as_signed())
+    if term.shift_bits:
+        # One operator, not a stage per bit: synthesis makes the same stages of it, simulators a single instruction.
+        shifted = Signal(signed(len(value) + term.shifts - 1), name=f"{name}_shifted")
+        m.d.comb += shifted.eq(value << shift)
+        value = shifted
+    return _shift_left(value, term.offset).as_signed()
 
 
 def _shift_left(value, amount: int):
@@ -232,7 +250,7 @@ def _shift_left(value, amount: int):
     return Cat(Const(0, amount), value) if amount else value
 
 
-def _balanced_sum(values):
+def balanced_sum(values):
     """Add values up in a tree of minimal depth."""
     values = list(values)
     while len(values) > 1:

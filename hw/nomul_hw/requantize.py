@@ -106,13 +106,16 @@ class Requantizer(wiring.Component):
         ``-x = ~x + 1``: where the lead is negative, the 1 is part of the offset; a digit's is carried in from one bit
         further down.
         """
-        value = Signal(signed(self.config.acc_bits))
-        m.d.comb += value.eq(self.acc)
-        if self.config.gain_terms > 1:
-            m.d.comb += value.eq(self.acc ^ self.parameters.lead_negative.replicate(len(value)).as_signed())
+        bits, pairs = self.config.acc_bits, gain_positions(self.config.gain_terms)
+        value = Signal(signed(bits))
+        m.d.comb += value.eq(self.acc ^ self.parameters.lead_negative.replicate(bits).as_signed())
         total = Signal.like(value, name="lead", reset_less=True)
         m.d.sync += total.eq(value)
-        for digit, places in enumerate(gain_positions(self.config.gain_terms)):
+        absent = [self.parameters[f"digit_{digit}_not_at_{place}"] for digit, places in enumerate(pairs)
+                  for place in places]
+        with m.If(self.parameters.lead_negative & Cat(absent).all()):
+            m.d.sync += total.eq(0)
+        for digit, places in enumerate(pairs):
             term = 0
             for place in places:
                 present = Signal.like(value, name=f"digit_{digit}_at_{place}", reset_less=True)
@@ -120,8 +123,7 @@ class Requantizer(wiring.Component):
                 with m.If(self.parameters[f"digit_{digit}_not_at_{place}"]):
                     m.d.sync += present.eq(0)
                 term = term | (present << place)
-            last = digit == self.config.gain_terms - 2
-            invert = gain.lead_negative if last else gain[f"digit_{digit}_inverted"]
+            invert = gain.lead_negative if digit == len(pairs) - 1 else gain[f"digit_{digit}_inverted"]
             term = term ^ invert.replicate(len(term)).as_signed()
             total = (Cat(invert, total).as_signed() + Cat(invert, term).as_signed())[1:].as_signed()
         return total

@@ -6,6 +6,7 @@ from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
 from .config import ArrayConfig
+from .contents import Table
 from .descriptor import CAUSES, DESCRIPTOR_WORDS, HOST_BITS
 from .layouts import address_bits, descriptor_layout
 from .memory import BlockRAM
@@ -24,6 +25,8 @@ class Sequencer(wiring.Component):
     ----------
     config : ArrayConfig
         Depth of program memory.
+    table : Table, optional
+        Contents of program memory, if they are baked in.
 
     Members
     -------
@@ -35,12 +38,13 @@ class Sequencer(wiring.Component):
         A run is under way.
     upcoming, layer : Out(descriptor)
         The layer that ``start`` begins, and the running layer.
+    fetched : Out(1)
+        ``upcoming`` is complete; from some cycles after the start of the layer before, or of the run, until its own.
     start : Out(1)
         Begin a layer in the next cycle.
-    prime : Out(1)
-        The layer is the first of the run: no weights are loaded yet.
-    issuing, issued_last, waits_for_weights, holds : In(1)
-        The address generator issues a word, issues the layer's last word, waits for weights, is held.
+    issuing, issued_last, waits_for_weights, waits_for_memory, holds : In(1)
+        The address generator issues a word, issues the layer's last word, waits for weights to be loaded, to come from
+        outside, is held.
     done : In(1)
         The layer's last output is being written.
     cause : In(3)
@@ -49,8 +53,9 @@ class Sequencer(wiring.Component):
         The latest run's cycles of that cause.
     """
 
-    def __init__(self, config: ArrayConfig):
+    def __init__(self, config: ArrayConfig, table: Table | None = None):
         self.config = config
+        self.table = table
         self.program_words = config.memory.layers * DESCRIPTOR_WORDS
         address = address_bits(self.program_words)
         super().__init__({
@@ -63,11 +68,12 @@ class Sequencer(wiring.Component):
             "busy": Out(1),
             "upcoming": Out(descriptor_layout()),
             "layer": Out(descriptor_layout()),
+            "fetched": Out(1),
             "start": Out(1),
-            "prime": Out(1),
             "issuing": In(1),
             "issued_last": In(1),
             "waits_for_weights": In(1),
+            "waits_for_memory": In(1),
             "holds": In(1),
             "done": In(1),
             "cause": In(range(len(CAUSES))),
@@ -77,7 +83,8 @@ class Sequencer(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         # All that the address reaches: a power of two needs no multiplexer behind block RAMs.
-        m.submodules.program = program = BlockRAM(width=HOST_BITS, depth=1 << len(self.program_address))
+        m.submodules.program = program = BlockRAM(
+            width=HOST_BITS, depth=1 << len(self.program_address), table=self.table)
         m.d.comb += [
             program.write_address.eq(self.program_address),
             program.write_enable.eq(self.program_write),
@@ -87,7 +94,7 @@ class Sequencer(wiring.Component):
         # Fetch: a bit walks along the words of a descriptor, one cycle behind the address.
         address = Signal.like(program.read_address)
         fetching, arriving = Signal(DESCRIPTOR_WORDS), Signal(DESCRIPTOR_WORDS)
-        begin_fetch, fetched = Signal(), Signal()
+        begin_fetch = Signal()
         m.d.comb += [program.read_address.eq(address), program.read_enable.eq(fetching.any())]
         m.d.sync += [fetching.eq((fetching << 1) | begin_fetch), arriving.eq(fetching)]
         with m.If(fetching.any()):
@@ -96,7 +103,7 @@ class Sequencer(wiring.Component):
             with m.If(arriving[index]):
                 m.d.sync += self.upcoming.as_value().word_select(index, HOST_BITS).eq(program.read_data)
         with m.If(arriving[-1]):
-            m.d.sync += fetched.eq(1)
+            m.d.sync += self.fetched.eq(1)
 
         left = Signal.like(self.run_layers)
         because = {name: Signal(name=f"because_{name}") for name in CAUSES}
@@ -108,17 +115,15 @@ class Sequencer(wiring.Component):
                     m.d.sync += [
                         address.eq(self.run_address),
                         left.eq(self.run_layers),
-                        self.prime.eq(1),
                     ]
                     m.next = "START"
             with m.State("START"):
                 m.d.comb += [self.busy.eq(1), because["control"].eq(1)]
-                with m.If(fetched):
+                with m.If(self.fetched):
                     m.d.comb += [self.start.eq(1), begin_fetch.eq(left != 1)]
                     m.d.sync += [
                         self.layer.eq(self.upcoming),
-                        fetched.eq(0),
-                        self.prime.eq(0),
+                        self.fetched.eq(0),
                         left.eq(left - 1),
                     ]
                     m.next = "ISSUE"
@@ -127,6 +132,7 @@ class Sequencer(wiring.Component):
                     self.busy.eq(1),
                     because["busy"].eq(self.issuing),
                     because["weight"].eq(self.waits_for_weights),
+                    because["memory"].eq(self.waits_for_memory),
                     because["requantize"].eq(self.holds),
                 ]
                 with m.If(self.issued_last):

@@ -26,9 +26,12 @@ from pathlib import Path
 from typing import Any
 
 from amaranth.back import rtlil
+from amaranth.hdl import Cat, ClockSignal, Const, Fragment, Instance, Module
 from amaranth.lib import wiring
+from amaranth.lib.memory import Memory
 
 from .config import ArrayConfig
+from .contents import Contents
 from .lint import LintReport, lint_verilog
 
 __all__ = ["GenerateError", "Generated", "Netlist", "Port", "YosysError", "generate", "merge_modules", "to_netlist",
@@ -65,12 +68,14 @@ class GenerateError(ValueError):
 _IDENTIFIER = re.compile(r"(?<=\\)[A-Za-z_][A-Za-z0-9_]*[.$][A-Za-z0-9_.$]*")
 _MODULE = re.compile(r"^((?:attribute [^\n]*\n)*)module \\(\S+)\n(.*?)^end$\n*", re.MULTILINE | re.DOTALL)
 _PORT = re.compile(r"^(  wire width (\d+) )(input|output|inout) \d+ (.*\\(\S+))$", re.MULTILINE)
-_ZEROS = re.compile(r"""^  cell \$meminit_v2 .*
-    parameter \\MEMID "(.*)"
-(?:    parameter .*\n)*    connect \\ADDR .*
-    connect \\DATA \d+'0+
-    connect \\EN .*
-  end\n\n""", re.MULTILINE)
+_DECLARED_MEMORY = re.compile(r"""^  cell \\memory .*
+    parameter \\WIDTH (\d+)
+    parameter \\SIZE (\d+)
+    parameter \\CONTENTS (".*")
+  end$""", re.MULTILINE)
+_MEMORY_PORT = re.compile(r"(?<=^  cell )\\(?=\$mem(?:rd|wr)_v2 )", re.MULTILINE)
+_UNDEFINED = re.compile(r'"undefined (\d+)"$', re.MULTILINE)
+_CONTENTS = re.compile(r"^  \(\* contents = (\".*\") \*\)\n(  reg .* (\w+) \[(\d+):0\];\n)", re.MULTILINE)
 _CELL = re.compile(r"^  cell \\(\S+) ", re.MULTILINE)
 
 
@@ -113,6 +118,16 @@ def _natural(name: str) -> tuple[Any, ...]:
     return name not in ("clk", "rst"), [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]
 
 
+def _memory_cells(text: str) -> str:
+    """Finish what :class:`_Platform` makes of memories: Amaranth has no words for it."""
+    def declaration(match: re.Match[str]) -> str:
+        attribute = f"  attribute \\contents {match[3]}\n" if match[3] != '""' else ""
+        return f"{attribute}  memory width {match[1]} size {match[2]} \\memory"
+
+    text = _DECLARED_MEMORY.sub(declaration, _MEMORY_PORT.sub("", text))
+    return _UNDEFINED.sub(lambda match: f"{match[1]}'" + int(match[1]) * "x", text)
+
+
 def _plain_identifiers(text: str) -> str:
     """Replace the dots and dollars in public names, so that no name needs Verilog's escapes."""
     lines = text.split("\n")
@@ -144,17 +159,6 @@ def _order_ports(body: str) -> str:
     return _PORT.sub(lambda m: f"{m[1]}{m[3]} {order[m[5]]} {m[4]}", body)
 
 
-def _drop_zeros(body: str) -> str:
-    """Leave the initial contents of memories that can be written open, where they are all zeros.
-
-    Nothing may read a word before it is written: memories of chips and UltraRAM have no initial contents, simulators
-    that start with random or unknown ones find who does. And they would be most of the file, a line a word, which
-    Yosys reads in quadratic time.
-    """
-    written = set(re.findall(r'^  cell \$memwr_v2 .*\n    parameter \\MEMID "(.*)"$', body, re.MULTILINE))
-    return _ZEROS.sub(lambda match: "" if match[1] in written else match[0], body)
-
-
 def _without_order(body: str) -> frozenset[tuple[str, ...]]:
     """What a module consists of, less the order in which it is written: that too depends on what is connected."""
     items = body.strip("\n").split("\n\n")
@@ -177,8 +181,8 @@ def merge_modules(text: str, top: str) -> Netlist:
     top : str
         Name of the top module, which keeps its name and is never merged.
     """
-    text = _plain_identifiers(text)
-    modules = {match[2]: (match[1], _drop_zeros(_order_ports(match[3]))) for match in _MODULE.finditer(text)}
+    text = _plain_identifiers(_memory_cells(text))
+    modules = {match[2]: (match[1], _order_ports(match[3])) for match in _MODULE.finditer(text)}
     instances = len(modules)
     # A module can only be recognized once the modules that it instantiates have been: bottom up, until nothing merges.
     while True:
@@ -214,10 +218,45 @@ def _no_garbage_collection() -> Iterator[None]:
             gc.enable()
 
 
+class _Platform:
+    """Hands memories to Yosys as cells of its own, without what is in them at power-up.
+
+    Amaranth would write that bit by bit, half a minute for ten million zeros, and Yosys a line a word. But nothing may
+    read a word before it is written: memories of chips and UltraRAM have no initial contents, simulators that start
+    with random or unknown ones find who does. Contents that are wanted stand in a file, which the Verilog reads.
+    """
+
+    def get_memory(self, memory: Memory) -> Fragment | Module:
+        """Make the netlist of a memory."""
+        contents = memory.attrs.get("contents", "")
+        if not contents and (any(memory.init) or not memory.write_ports):
+            return memory.elaborate(None)
+        m = Module()
+        m.submodules.memory = Instance("memory", p_WIDTH=memory.shape, p_SIZE=memory.depth, p_CONTENTS=contents)
+        bit = {value: Const(value, 1) for value in (0, 1)}
+        undefined = f"undefined {memory.shape}"
+        writes = len(memory.write_ports)
+        for index, port in enumerate(memory.write_ports):
+            m.submodules[f"write_{index}"] = Instance(
+                "$memwr_v2", p_MEMID="\\memory", p_ABITS=len(port.addr), p_WIDTH=memory.shape, p_PORTID=index,
+                p_PRIORITY_MASK=Const(0, index), p_CLK_ENABLE=bit[1], p_CLK_POLARITY=bit[1],
+                i_CLK=ClockSignal(port.domain), i_ADDR=port.addr, i_DATA=port.data,
+                i_EN=Cat(part.replicate(memory.shape // len(port.en)) for part in port.en))
+        for index, port in enumerate(memory.read_ports):
+            m.submodules[f"read_{index}"] = Instance(
+                "$memrd_v2", p_MEMID="\\memory", p_ABITS=len(port.addr), p_WIDTH=memory.shape,
+                p_CLK_ENABLE=bit[1], p_CLK_POLARITY=bit[1], p_CE_OVER_SRST=bit[0],
+                p_TRANSPARENCY_MASK=Const(0, writes), p_COLLISION_X_MASK=Const(0, writes),
+                p_ARST_VALUE=undefined, p_SRST_VALUE=undefined, p_INIT_VALUE=undefined,
+                i_CLK=ClockSignal(port.domain), i_EN=port.en, i_ARST=bit[0], i_SRST=bit[0],
+                i_ADDR=port.addr, o_DATA=port.data)
+        return m
+
+
 def to_netlist(component: wiring.Component, name: str) -> Netlist:
     """Elaborate a component into a netlist in which every module is there once; the top module is ``name``."""
     with _no_garbage_collection():
-        return merge_modules(rtlil.convert(component, name=name, emit_src=False), name)
+        return merge_modules(rtlil.convert(component, name=name, platform=_Platform(), emit_src=False), name)
 
 
 def to_rtlil(component: wiring.Component, name: str) -> str:
@@ -258,7 +297,9 @@ def _write_verilog(netlist: Netlist, run: Callable[[str], str]) -> str:
         f"attrmap {attributes}", f"attrmap -modattr {attributes}",
         "write_verilog",
     ]) + "\n")
-    # Yosys' own first line names its build; what matters of it stands in the manifest.
+    # Yosys keeps the name of the file that a memory's contents stand in, but does not know what it is.
+    text = _CONTENTS.sub(r"\2  initial $readmemh(\1, \3, 0, \4);\n", text)
+    # Its own first line names its build; what matters of it stands in the manifest.
     text = re.sub(r"\A/\*.*?\*/\s*", "", text, flags=re.DOTALL)
     return f"// Generated by nomul; do not edit. Top module: {netlist.top}\n\n{text}"
 
@@ -308,11 +349,13 @@ def _json(data: Mapping[str, Any]) -> str:
     return json.dumps(data, indent=2, sort_keys=True) + "\n"
 
 
-def generate(config: ArrayConfig, directory: str | os.PathLike[str], *, lint: bool = True) -> Generated:
+def generate(config: ArrayConfig, directory: str | os.PathLike[str], *, contents: Contents | None = None,
+             lint: bool = True) -> Generated:
     """Write a configuration's Verilog, its manifest and what the linters say about it.
 
-    ``<config.name>.v``, ``manifest.json``, ``lint.json`` and ``lint.txt``. A file is only touched if its content
-    changes, and appears whole or not at all.
+    ``<config.name>.v``, ``manifest.json``, ``lint.json`` and ``lint.txt``; with a program that is baked in also the
+    files that the Verilog reads it from. A file is only touched if its content changes, and appears whole or not at
+    all.
 
     Parameters
     ----------
@@ -320,6 +363,8 @@ def generate(config: ArrayConfig, directory: str | os.PathLike[str], *, lint: bo
         The array.
     directory : path
         Where to; made if it does not exist.
+    contents : Contents, optional
+        A program to bake in.
     lint : bool
         Whether to run the linters; without them, a report about another Verilog file is removed.
 
@@ -336,10 +381,11 @@ def generate(config: ArrayConfig, directory: str | os.PathLike[str], *, lint: bo
     with _yosys() as run:
         from .accelerator import Accelerator  # after Yosys has started: importing takes time too
 
-        netlist = to_netlist(Accelerator(config), top)
+        netlist = to_netlist(Accelerator(config, contents), top)
         verilog = _write_verilog(netlist, run)
     digest = hashlib.sha256(verilog.encode()).hexdigest()
     file_name = f"{config.name}.v"
+    tables = {table.file: table.text for table in contents.tables.values()} if contents else {}
     manifest = {
         "config": config.to_dict(),
         "config_hash": config.hash,
@@ -350,9 +396,10 @@ def generate(config: ArrayConfig, directory: str | os.PathLike[str], *, lint: bo
         "ports": [asdict(port) for port in netlist.ports],
         "top": top,
         "verilog": {"file": file_name, "sha256": digest},
+        **({"baked": {"identity": contents.identity, "files": sorted(tables)}} if contents else {}),
     }
-    files: dict[str, str | None] = {file_name: verilog}
-    report = lint_verilog(verilog, file_name, top) if lint else None
+    files: dict[str, str | None] = {file_name: verilog, **tables}
+    report = lint_verilog(verilog, file_name, top, tables) if lint else None
     if report is not None:
         files["lint.json"] = _json({"sha256": digest, **report.to_dict()})
         files["lint.txt"] = report.to_text()

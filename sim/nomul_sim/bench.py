@@ -2,6 +2,7 @@
 
     python -m nomul_sim.bench
     python -m nomul_sim.bench --config examples/ternary_16x16.toml --json
+    python -m nomul_sim.bench --estimate resnet50
 
 Everything cold is done in a cache folder of its own, in a process of its own.
 """
@@ -18,11 +19,16 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from nomul.compiler import CompileError, compile_graph
+from nomul.estimate import estimate_network
+from nomul.frontend import UnsupportedError
 from nomul.graph import Conv, Graph, Tensor
+from nomul.inputs import InputError, load_shape
+from nomul.scalesim import TopologyError
 from nomul_hw.arithmetic import act_range, nearest_gain
 from nomul_hw.config import ArrayConfig, ConfigError, load_config
 
@@ -30,7 +36,7 @@ from . import golden
 from .build import BuildError, Optimize, compiler_name, find_compiler
 from .verilated import VerilatedDevice, accelerator_verilog
 
-__all__ = ["Measurement", "conv_graph", "machine", "measure"]
+__all__ = ["Measurement", "conv_graph", "machine", "measure", "measure_estimate"]
 
 _COLD = """
 import sys, time
@@ -171,6 +177,23 @@ def measure(config: ArrayConfig, *, optimize: Optimize = "run", seconds: float =
     )
 
 
+def measure_estimate(network: str, config: ArrayConfig, *, runs: int = 50) -> dict[str, Any]:
+    """Measure how long the estimate of a network takes once its shapes are known: the quickest of some runs.
+
+    Parameters
+    ----------
+    network : str
+        As in :func:`nomul.inputs.load_shape`.
+    """
+    shape, times = load_shape(network), list[float]()
+    for _ in range(runs):
+        started = time.perf_counter()
+        found = estimate_network(shape, config, fit=False)
+        times.append(1e3 * (time.perf_counter() - started))
+    return {"network": network, "config": config.name, "layers": len(found.layers), "cycles": found.cycles,
+            "utilisation": found.utilisation, "estimate_ms": min(times)}
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return its exit code."""
     parser = argparse.ArgumentParser(prog="python -m nomul_sim.bench",
@@ -179,12 +202,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--optimize", choices=["build", "run"], default="run",
                         help="what the simulator is compiled to be quick at (default: %(default)s)")
     parser.add_argument("--seconds", type=float, default=5.0, help="length of the simulation (default: %(default)s)")
+    parser.add_argument("--estimate", metavar="NETWORK",
+                        help="time the estimate of a network instead: of the zoo, a module or a table of layers")
     parser.add_argument("--json", action="store_true", help="print JSON")
     chosen = parser.parse_args(arguments)
     try:
         config = load_config(chosen.config) if chosen.config else ArrayConfig("exp4")  # type: ignore[arg-type]
+        if chosen.estimate:
+            estimate = measure_estimate(chosen.estimate, config)
+            print(json.dumps({"machine": machine(), **estimate}, indent=2) if chosen.json else
+                  "{network} on {config}: {layers} layers, {cycles:,} cycles, utilisation {utilisation:.1%}; "
+                  "counted in {estimate_ms:.1f} ms".format(**estimate))
+            return 0
         found = measure(config, optimize=chosen.optimize, seconds=chosen.seconds)
-    except (ConfigError, CompileError, BuildError) as error:
+    except (ConfigError, CompileError, BuildError, InputError, TopologyError, UnsupportedError) as error:
         print(error, file=sys.stderr)
         return 2
     if chosen.json:

@@ -1,8 +1,8 @@
-"""Turn Verilog into a simulator library: Verilator, then a C++ compiler, both by their plain command lines.
+"""Turn Verilog into a simulator: Verilator, then a C++ compiler, both by their plain command lines.
 
 Verilator comes as a Python package; its program is called directly, because the wrappers that come with it want Perl
 and make, and prefer another Verilator that happens to be installed. What it writes is compiled as ONE translation
-unit together with the shim that drives it: most of the time for a small design goes into reading headers, and would
+unit together with what drives it: most of the time for a small design goes into reading headers, and would
 be spent once per file. The part of Verilator's run-time library that is the same for every design is compiled once
 per machine.
 """
@@ -15,28 +15,26 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Literal
 
 from .cache import cached, content_hash
 
-__all__ = ["BuildError", "Optimize", "build_simulator", "compiler_identity", "compiler_name", "find_compiler",
-           "find_verilator", "include_flags", "machine_name", "run_tool"]
+__all__ = ["BuildError", "Optimize", "Recipe", "build", "build_simulator", "compiler_identity", "compiler_name",
+           "find_compiler", "find_verilator", "machine_name", "run_tool"]
 
 #: What to be quick at: building the simulator, for small designs and short simulations, or running it, for long ones.
 Optimize = Literal["build", "run"]
 
 _SHIM = Path(__file__).with_name("shim.cpp")
 
-_VERILATOR_FLAGS = ("--cc", "-O3", "--x-assign", "fast", "--x-initial", "fast", "--noassert", "--output-split", "0",
-                    # Compilers take more than linear time for long functions, and write no better code for them.
-                    "--output-split-cfuncs", "500", "-Wno-fatal", "-Wno-lint", "-Wno-style", "--prefix", "Vtop")
-_COMPILER_FLAGS = ("-std=c++17", "-fPIC", "-fvisibility=hidden", "-w", "-DVERILATOR=1", "-DVM_COVERAGE=0", "-DVM_SC=0",
-                   "-DVM_TIMING=0", "-DVM_TRACE=0", "-DVM_TRACE_FST=0", "-DVM_TRACE_VCD=0", "-DVM_TRACE_SAIF=0")
-_RUNTIME_SOURCES = ("verilated.cpp", "verilated_threads.cpp")
+_VERILATOR_FLAGS = ("--cc", "-O3", "--output-split", "0", "-Wno-fatal", "-Wno-lint", "-Wno-style", "--prefix", "Vtop")
+_COMPILER_FLAGS = ("-std=c++17", "-w", "-DVERILATOR=1", "-DVM_COVERAGE=0", "-DVM_SC=0", "-DVM_TIMING=0",
+                   "-DVM_TRACE=0", "-DVM_TRACE_FST=0", "-DVM_TRACE_VCD=0", "-DVM_TRACE_SAIF=0")
 _RUNTIME_OPTIMIZATION = "-O1"
 _MODEL_OPTIMIZATION: dict[Optimize, str] = {"build": "-O1", "run": "-O2"}
 
@@ -109,28 +107,82 @@ def machine_name() -> str:
     return f"{platform.system()} {platform.machine()}"
 
 
-def _flags(compiler: tuple[str, ...]) -> tuple[str, ...]:
-    # Without it, libraries loaded beside each other would share the static variables of g++'s inline functions.
-    unique = () if "clang" in compiler_identity(compiler) else ("-fno-gnu-unique",)
-    return (*_COMPILER_FLAGS, *unique)
+@dataclass(frozen=True)
+class Recipe:
+    """What is made of a design, besides Verilator's model of it.
+
+    Parameters
+    ----------
+    kind : str
+        Folder of the cache.
+    suffix : str
+        Of the file's name.
+    verilator, compiler, linker : tuple of str
+        Flags; the compiler's count for Verilator's run-time library, too.
+    optimization : str
+        Flag with which the model is compiled.
+    runtime : tuple of str
+        Sources of the run-time library that it needs.
+    main : Path
+        What drives the model.
+    public : bool
+        Whether the ports can be reached by name at run time.
+    """
+
+    kind: str
+    suffix: str
+    verilator: tuple[str, ...]
+    compiler: tuple[str, ...]
+    linker: tuple[str, ...]
+    optimization: str
+    runtime: tuple[str, ...]
+    main: Path
+    public: bool = False
 
 
-def include_flags(root: Path) -> tuple[str, ...]:
-    """Where the headers of a Verilator lie."""
-    return f"-I{root / 'include'}", f"-I{root / 'include' / 'vltstd'}"
+def build(verilog: str, top: str, recipe: Recipe) -> Path:
+    """Build a recipe for a design, or find the result in the cache.
 
+    Raises
+    ------
+    BuildError
+        If a tool is missing or refuses the design.
+    """
+    root, version = find_verilator()
+    compiler = find_compiler()
+    flags = (*_COMPILER_FLAGS, *recipe.compiler)
+    compile_unit = [*compiler, *flags, f"-I{root / 'include'}", f"-I{root / 'include' / 'vltstd'}"]
+    tools = (version, compiler_identity(compiler), machine_name(), *flags)
 
-def _build_runtime(compiler: tuple[str, ...], root: Path, version: str) -> Path:
-    flags = (*_flags(compiler), _RUNTIME_OPTIMIZATION)
+    def compile_files(files: Iterable[Path | str], path: Path, what: str, *more: str) -> None:
+        """Compile source files as one."""
+        unit = path.with_suffix(".cpp")
+        unit.write_text("".join(f'#include "{Path(name).as_posix()}"\n' for name in files))
+        run_tool([*compile_unit, *more, "-c", unit, "-o", path], what)
+
+    def make_runtime(path: Path) -> None:
+        compile_files(recipe.runtime, path, "Compiling Verilator's run-time library", _RUNTIME_OPTIMIZATION)
 
     def make(path: Path) -> None:
-        unit = path.with_name("runtime.cpp")
-        unit.write_text("".join(f'#include "{name}"\n' for name in _RUNTIME_SOURCES))
-        run_tool([*compiler, *flags, *include_flags(root), "-c", unit, "-o", path],
-                 "Compiling Verilator's run-time library")
+        source, model, unit = (path.with_name(name) for name in ("design.v", "model", "unit.o"))
+        source.write_text(verilog, encoding="utf-8")
+        sources = [source]
+        if recipe.public:
+            sources.insert(0, path.with_name("public.vlt"))
+            sources[0].write_text(f'`verilator_config\npublic_flat_rw -module "{top}" -port "*"\n', encoding="utf-8")
+        with ThreadPoolExecutor(1) as pool:
+            runtime = pool.submit(cached, "runtime", f"{runtime_key}.o", make_runtime)
+            run_tool([root / "bin" / "verilator_bin", *_VERILATOR_FLAGS, *recipe.verilator, "--top-module", top,
+                      "--Mdir", model, *sources], "Verilator", VERILATOR_ROOT=str(root))
+            compile_files([recipe.main, *sorted(model.glob("*.cpp"))], unit, "Compiling the Verilated model",
+                          recipe.optimization, f"-I{model}")
+            run_tool([*compiler, unit, runtime.result(), *recipe.linker, "-pthread", "-o", path],
+                     "Linking the simulator")
 
-    key = content_hash(version, compiler_identity(compiler), machine_name(), *flags)
-    return cached("runtime", f"{key}.o", make)
+    runtime_key = content_hash(*tools, _RUNTIME_OPTIMIZATION, *recipe.runtime)
+    key = content_hash(verilog, top, recipe.main.read_text(encoding="utf-8"), *tools, *_VERILATOR_FLAGS,
+                       *recipe.verilator, recipe.optimization, *recipe.linker, *recipe.runtime)
+    return cached(recipe.kind, f"{key}{recipe.suffix}", make)
 
 
 def build_simulator(verilog: str, top: str, *, optimize: Optimize = "build") -> Path:
@@ -155,25 +207,11 @@ def build_simulator(verilog: str, top: str, *, optimize: Optimize = "build") -> 
     BuildError
         If a tool is missing or refuses the design.
     """
-    root, version = find_verilator()
-    compiler = find_compiler()
-    flags = (*_flags(compiler), _MODEL_OPTIMIZATION[optimize])
-
-    def make(path: Path) -> None:
-        source, model = path.with_name("design.v"), path.with_name("model")
-        source.write_text(verilog, encoding="utf-8")
-        with ThreadPoolExecutor(1) as pool:
-            runtime = pool.submit(_build_runtime, compiler, root, version)
-            run_tool([root / "bin" / "verilator_bin", *_VERILATOR_FLAGS, "--top-module", top, "--Mdir", model, source],
-                     "Verilator", VERILATOR_ROOT=str(root))
-            unit = path.with_name("unit.cpp")
-            units = [_SHIM, *sorted(model.glob("*.cpp"))]
-            unit.write_text("".join(f'#include "{name.as_posix()}"\n' for name in units))
-            run_tool([*compiler, *flags, *include_flags(root), f"-I{model}", "-c", unit, "-o",
-                      path.with_name("unit.o")], "Compiling the Verilated model")
-            run_tool([*compiler, "-shared", path.with_name("unit.o"), runtime.result(), "-pthread", "-o", path],
-                     "Linking the simulator")
-
-    key = content_hash(verilog, top, _SHIM.read_text(encoding="utf-8"), version, compiler_identity(compiler),
-                       machine_name(), *_VERILATOR_FLAGS, *flags)
-    return cached("simulators", f"{key}.so", make)
+    # Without it, libraries loaded beside each other would share the static variables of g++'s inline functions.
+    unique = () if "clang" in compiler_identity(find_compiler()) else ("-fno-gnu-unique",)
+    return build(verilog, top, Recipe(
+        kind="simulators", suffix=".so",
+        # Compilers take more than linear time for long functions, and write no better code for them.
+        verilator=("--x-assign", "fast", "--x-initial", "fast", "--noassert", "--output-split-cfuncs", "500"),
+        compiler=("-fPIC", "-fvisibility=hidden", *unique), linker=("-shared",),
+        optimization=_MODEL_OPTIMIZATION[optimize], runtime=("verilated.cpp", "verilated_threads.cpp"), main=_SHIM))

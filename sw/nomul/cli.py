@@ -7,6 +7,7 @@ Nothing beyond Typer is imported before a command runs: ``--help`` is quick, and
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from enum import StrEnum
 from functools import wraps
 from pathlib import Path
@@ -18,8 +19,8 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from .compiler import Program
-
-    pass
+    from .estimate import Estimate
+    from .graph import Graph
 
 __all__ = ["app"]
 
@@ -219,6 +220,10 @@ def quantize(
         help="Take format, widths and gain terms from an array's configuration.")] = None,
     weights: Annotated[Path | None, typer.Option(metavar="W.safetensors", show_default=False,
                                                  help="State dictionary to load into the module.")] = None,
+    format_of: Annotated[list[str] | None, typer.Option(
+        metavar="PATTERN=NAME", show_default=False,
+        help="Another format for the layers whose names match, such as [cyan]*.fc=int8[/cyan]; may be repeated, the "
+             "first match decides.")] = None,
     method: Annotated[str, typer.Option(help="gptq: weights make up for each other's errors; nearest: each on its "
                                              "own.")] = "gptq",
     as_json: Json = False,
@@ -227,37 +232,46 @@ def quantize(
 
     \b
     Examples:
-      nomul quantize net.py:Net --calibration x.npy --format exp4 -o net.nomul
+      nomul quantize net.py:Net --calibration x.npy --format exp4 --format-of conv1=int8 -o net.nomul
       nomul quantize nomul.digits:train --calibration x.npy --config array.toml -o net
     """
     from nomul_hw.config import load_config
 
     from .files import save_graph
+    from .graph import Conv
     from .inputs import InputError, load_array, load_model
     from .quantize import QuantizeConfig, quantize_report
     from .report import quantize_table, steps
 
     if (format is None) == (config is None):
         raise InputError("give either --format NAME or --config CONFIG.toml")
+    pairs = [item.rpartition("=") for item in format_of or []]
+    for item, (pattern, _, _) in zip(format_of or [], pairs, strict=True):
+        if not pattern:
+            raise InputError(f"--format-of takes PATTERN=NAME, such as *.fc=int8, not {item!r}")
+    choices: dict[str, Any] = {"method": method, "formats": {pattern: name for pattern, _, name in pairs}}
     if config is not None:
         array = load_config(config)
         choice = QuantizeConfig(array.format, act_bits=array.act_bits, gain_terms=array.gain_terms,
-                                acc_bits=array.acc_bits, method=method)  # type: ignore[arg-type]
+                                acc_bits=array.acc_bits, **choices)
     else:
-        choice = QuantizeConfig(format, method=method)  # type: ignore[arg-type]
+        choice = QuantizeConfig(format, **choices)  # type: ignore[arg-type]
     samples = load_array(calibration)
     with steps("import the model") as tell:
         module = load_model(model, weights)
         tell(f"quantize to {choice.format.name}")
         graph, report = quantize_report(module, samples, choice)
         save_graph(graph, output)
+    layers = [node for node in graph.computing if isinstance(node, Conv)]
+    count = sum(node.weights.size for node in layers)
     _print({
         "network": output,
         "format": graph.format.name,
-        "bits_per_weight": graph.format.bits,
+        "formats": {node.name: graph.format_of(node).name for node in layers},
+        "bits_per_weight": sum(graph.format_of(node).bits * node.weights.size for node in layers) / max(count, 1),
         "input_shape": graph.tensor(graph.input).shape,
         "output_shape": graph.output_shape,
-        "weights": sum(node.weights.size for node in graph.nodes if hasattr(node, "weights")),
+        "weights": count,
         "layers": report.to_dict(),
     }, as_json, lambda: quantize_table(graph, report))
 
@@ -294,28 +308,109 @@ def compile(
     }, as_json, lambda: program_table(program))
 
 
+class ModelName(StrEnum):
+    """Cycle models that `nomul estimate` knows: its own, and those of :data:`nomul.scalesim.MODELS`."""
+
+    nomul = "nomul"
+    scalesim_os = "scalesim-os"
+    scalesim_ws = "scalesim-ws"
+    gemmini = "gemmini"
+    overlapped = "overlapped"
+
+
 @app.command()
 @_explains_mistakes
 def estimate(
-    network: Annotated[Path, typer.Argument(metavar="PROGRAM|NET.nomul", show_default=False,
-                                            help="A program, or a network together with CONFIG.toml.")],
+    network: Annotated[str, typer.Argument(
+        metavar="NETWORK", show_default=False,
+        help="A program or a network that nomul wrote; a network of the zoo, such as [cyan]resnet8[/cyan]; a PyTorch "
+             "module, [cyan]path/to/file.py:callable[/cyan]; or SCALE-Sim's table of layers, "
+             "[cyan]topology.csv[/cyan].")],
     config: Annotated[Path | None, typer.Argument(metavar="CONFIG.toml", show_default=False,
-                                                  help="The array to estimate for.")] = None,
+                                                  help="The array to estimate for, memories and all.")] = None,
+    array: Annotated[str | None, typer.Option(
+        metavar="SHAPE", show_default=False,
+        help="The array to estimate for, ROWSxCOLS or ROWSxLANESxCOLS, with memories as large as the network needs.",
+    )] = None,
+    format: Annotated[str | None, typer.Option(
+        metavar="NAME", show_default=False,
+        help="Weight format of that array. [dim]\\[default: the network's, or ternary][/dim]")] = None,
+    input_shape: Annotated[str | None, typer.Option(
+        metavar="CxHxW", show_default=False,
+        help="Shape of a PyTorch module's input, unless the module has an input_shape.")] = None,
+    clock: Annotated[str | None, typer.Option(metavar="50MHz", show_default=False,
+                                              help="Tell times too, at this clock.")] = None,
+    model: Annotated[ModelName, typer.Option(
+        help="What counts the cycles: nomul, exactly; or the formulas of SCALE-Sim for output- or weight-stationary "
+             "arrays, of Gemmini at its best, or of weights that load beside the work.")] = ModelName.nomul,
+    report: Annotated[Path | None, typer.Option(metavar="REPORT.csv", show_default=False,
+                                                help="Write the layers as SCALE-Sim's COMPUTE_REPORT.csv too.")] = None,
     as_json: Json = False,
 ) -> None:
     """Count the cycles of one sample, per layer and by cause: exact, not approximate.
+
+    Shapes are enough, so a network needs neither weights nor a compiler: what it takes is what its program would take
+    on the same array.
 
     \b
     Examples:
       nomul estimate net-16x16.nomul
       nomul estimate net.nomul examples/ternary_4x4.toml
+      nomul estimate resnet8 --array 16x16 --clock 50MHz
+      nomul estimate net.py:Net --array 8x4x16 --input-shape 3x32x32 --json
+      nomul estimate resnet18.csv --array 16x16 --model scalesim-ws
     """
-    from .files import load_program
-    from .report import estimate_table
+    from .inputs import parse_clock, save_text
+    from .report import estimate_table, remark
+    from .scalesim import report_csv
 
-    program = load_program(network) if config is None else _compiled(network, config)
-    result = program.estimate()
-    _print(result.to_dict(), as_json, lambda: estimate_table(result))
+    megahertz = None if clock is None else parse_clock(clock)
+    result = _estimated(network, config, array, format, input_shape, model.value)
+    if report is not None:
+        save_text(report, report_csv(result))
+    _print(result.to_dict(megahertz), as_json, lambda: estimate_table(result, megahertz))
+    if result.problem:
+        remark(f"no array can hold this network: {result.problem}")
+
+
+def _estimated(network: str, config: Path | None, array: str | None, format: str | None, input_shape: str | None,
+               model: str) -> "Estimate":
+    """Find out what to estimate, for which array, and do it."""
+    from nomul_hw.config import ArrayConfig, load_config
+
+    from .estimate import estimate_network
+    from .files import load_program
+    from .inputs import InputError, load_shape, parse_shape
+    from .scalesim import estimate_by
+    from .shapes import network_shape
+
+    folder = Path(network)
+    if config is not None and array is not None:
+        raise InputError("give either --array SHAPE or CONFIG.toml")
+    if format is not None and array is None:
+        raise InputError("--format goes with --array: CONFIG.toml and programs have a format")
+    if input_shape is not None and (folder.is_dir() or network.endswith(".csv")):
+        raise InputError("--input-shape goes with a PyTorch module: what nomul wrote and tables have their shapes")
+    if folder.is_dir() and array is None:
+        program = load_program(folder) if config is None else _compiled(folder, config)
+        return program.estimate() if model == "nomul" else estimate_by(model, network_shape(program.graph),
+                                                                       program.config)
+    if config is None and array is None:
+        raise InputError("an array is needed: --array SHAPE, such as 16x16, or CONFIG.toml")
+    if array is None:
+        assert config is not None
+        target, shape = load_config(config), load_shape(network, input_shape)
+    else:
+        rows, lanes, cols = parse_shape(array)
+        target = ArrayConfig(format or "ternary", rows=rows, lanes=lanes, cols=cols)  # type: ignore[arg-type]
+        if folder.is_dir():
+            graph = _load_graph(folder)
+            shape, target = network_shape(graph), replace(target, act_bits=graph.act_bits)
+            target = target if format else replace(target, format=graph.format)
+        else:
+            shape = load_shape(network, input_shape)
+    return (estimate_network(shape, target, fit=array is None) if model == "nomul"
+            else estimate_by(model, shape, target))
 
 
 @app.command()
@@ -409,11 +504,17 @@ def _compiled(network: Path, config: Path) -> "Program":
     from nomul_hw.config import load_config
 
     from .compiler import compile_graph
-    from .files import load_graph
 
     array = load_config(config)
-    inner = network / "graph"
-    return compile_graph(load_graph(inner if inner.is_dir() else network), array)
+    return compile_graph(_load_graph(network), array)
+
+
+def _load_graph(folder: Path) -> "Graph":
+    """Read a network's folder, or the network within a program's folder."""
+    from .files import load_graph
+
+    inner = folder / "graph"
+    return load_graph(inner if inner.is_dir() else folder)
 
 
 def _device(name: DeviceName, program: "Program") -> Any:

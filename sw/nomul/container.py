@@ -24,8 +24,9 @@ import safetensors.numpy
 
 __all__ = ["Arrays", "FileFormatError", "Layout", "Record", "integers", "read", "replace_folder", "sign", "write"]
 
-#: Major version: readers refuse another. Minor version: additions that a reader may ignore.
-VERSION = (1, 0)
+#: Major version: readers refuse a newer one. Minor version: additions that a reader may ignore.
+#: Version 2 added residuals, groups, formats per layer and concatenation; what version 1 could say still holds.
+VERSION = (2, 0)
 
 Json = Any
 Arrays = dict[str, npt.NDArray[Any]]
@@ -214,9 +215,9 @@ def _parse_document(path: Path, data: bytes, layout: Layout) -> "Record":
     content = Record(str(path), document)
     if content.string("format") != layout.kind:
         raise FileFormatError(f"{path}: is a {content.string('format')!r}, not a {layout.kind}")
-    if content.string("version").partition(".")[0] != str(VERSION[0]):
+    if content.string("version").partition(".")[0] not in map(str, range(1, VERSION[0] + 1)):
         raise FileFormatError(f"{path}: has version {content.string('version')!r}; "
-                              f"this release of nomul reads {VERSION[0]}.x")
+                              f"this release of nomul reads 1.x to {VERSION[0]}.x")
     unsigned = {key: value for key, value in document.items() if key != "sha256"}
     if content.string("sha256") != hashlib.sha256(_canonical(unsigned)).hexdigest():
         raise FileFormatError(f"{path}: is corrupt: its SHA-256 does not match its contents")
@@ -275,6 +276,10 @@ class Record:
         kind = "a list of integers" if length is None else f"a list of {length} integers"
         return tuple(self._get(key, kind, lambda value: isinstance(value, list) and all(map(_is_integer, value))
                                and length in (None, len(value))))
+
+    def strings(self, key: str) -> tuple[str, ...]:
+        return tuple(self._get(key, "a list of strings", lambda value: isinstance(value, list)
+                               and all(map(_is_string, value))))
 
     def record(self, key: str) -> "Record":
         return Record(f"{self.where}: {key}", self._get(key, "an object", lambda value: isinstance(value, dict)))

@@ -24,7 +24,7 @@ from . import digits
 from .compiler import Program, compile_graph
 from .driver import Codes
 from .frontend import import_module
-from .inputs import InputError
+from .inputs import InputError, parse_shape
 from .quantize import QuantizeConfig, quantize
 from .report import json_text, plot_demo
 from .verify import Verification, verify
@@ -161,21 +161,6 @@ class DemoResult:
             "plot": str(self.plot),
             "formats": {row.name: row.to_dict() for row in self.rows},
         }
-
-
-def parse_shape(text: str) -> tuple[int, int, int]:
-    """Read ``ROWSxCOLS`` or ``ROWSxLANESxCOLS``: (rows, lanes, cols).
-
-    Raises
-    ------
-    ConfigError
-        If it is neither.
-    """
-    sizes = text.split("x")
-    if len(sizes) not in (2, 3) or not all(size.isdecimal() for size in sizes):
-        raise ConfigError(f"an array is ROWSxCOLS or ROWSxLANESxCOLS, such as 16x16 or 8x2x16, not {text!r}")
-    rows, *lanes, cols = map(int, sizes)
-    return rows, (lanes or [1])[0], cols
 
 
 def _configs(base: ArrayConfig, formats: Sequence[str]) -> dict[str, ArrayConfig]:

@@ -5,7 +5,7 @@ whatever carries them: a Verilated model, later a serial line or a bus. The gold
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -72,6 +72,13 @@ class Transport(Protocol):
         """
         ...
 
+    def feed(self, words: Words) -> None:
+        """Give the weights that every run takes from now on, host words in the order of use.
+
+        Only called for accelerators that do not keep their weights.
+        """
+        ...
+
 
 class StreamDevice:
     """An accelerator behind a transport.
@@ -95,7 +102,7 @@ class StreamDevice:
     def __init__(self, transport: Transport):
         self.transport = transport
         self._loaded: Program | None = None
-        identity = int(self.transport.transfer(_command(Opcode.READ, Target.IDENTITY, 0, 1), 1)[0])
+        identity, self._baked = map(int, self.transport.transfer(_command(Opcode.READ, Target.IDENTITY, 0, 2), 2))
         if identity != self.config.identity:
             raise DeviceError(f"the device answers as {identity:08x}, expected {self.config.identity:08x} "
                               f"({self.config.name}): it was generated from another configuration")
@@ -106,22 +113,28 @@ class StreamDevice:
         return self.transport.config
 
     def load(self, program: Program) -> None:
-        """Load descriptors, parameters and weights.
+        """Load descriptors, parameters and weights; nothing, if they are part of the accelerator.
 
         Raises
         ------
         DeviceError
-            If the program was compiled for another array.
+            If the program was compiled for another array, or the accelerator has another one built in.
         """
         if program.config.hash != self.config.hash:
             raise DeviceError(f"the program was compiled for {program.config.name} ({program.config.identity:08x}), "
                               f"the device is {self.config.name} ({self.config.identity:08x}): compile it again")
+        if self._baked:
+            if program.contents.identity != self._baked:
+                raise DeviceError(f"the device has the program {self._baked:08x} built in and cannot load another, "
+                                  f"{program.contents.identity:08x}")
+            self._loaded = program
+            return
         self._loaded = None
+        memories = {Target.PROGRAM: program.descriptors, Target.PARAMETER: program.parameters}
+        if self.config.weights == "memory":
+            memories[Target.WEIGHT] = program.weights
         self.transport.transfer(np.concatenate([
-            self._write(Target.PROGRAM, 0, program.descriptors),
-            self._write(Target.PARAMETER, 0, program.parameters),
-            self._write(Target.WEIGHT, 0, program.weights),
-        ]), 0)
+            self._write(target, 0, words) for target, words in memories.items()]), 0)
         self._loaded = program
 
     def run(self, program: Program, codes: Codes) -> RunResult:
@@ -131,6 +144,7 @@ class StreamDevice:
         codes = check_codes(codes, source)
         if self._loaded is not program:
             self.load(program)
+        self._feed(program)
         run = np.concatenate([
             _command(Opcode.RUN, 0, 0, len(program.layers)),
             _command(Opcode.READ, Target.COUNTER, 0, len(CAUSES)),
@@ -143,7 +157,7 @@ class StreamDevice:
             answers.append(self.transport.transfer(np.concatenate(sent), answer_words * len(sent)))
         replies = np.concatenate(answers).reshape(len(codes), answer_words)
         counters = tuple(_counters(row) for row in replies[:, :len(CAUSES)])
-        return RunResult(self._from_words(replies[:, len(CAUSES):], target), counters)
+        return RunResult(self._from_words(replies[:, len(CAUSES):], target, program), counters)
 
     def run_layers(self, program: Program, sample: Codes) -> Iterator[tuple[str, Codes, dict[str, int]]]:
         """Run one sample layer by layer, int8 (channels, height, width).
@@ -151,7 +165,7 @@ class StreamDevice:
         Yields
         ------
         name : str
-            Name of the node.
+            Name of the node; concatenations have no layers and no turn.
         output : int8 array, shape (channels, height, width)
             What it wrote.
         counters : dict
@@ -164,9 +178,10 @@ class StreamDevice:
         packed = pack_input(graph, program.input_window, check_codes(sample[None], source))
         self.transport.transfer(self._write_input(program, packed[0]), 0)
         first = 0
-        for node in graph.nodes:
+        for node in graph.computing:
             count = sum(layer.node == node.name for layer in program.layers)
             target = graph.tensor(node.output)
+            self._feed(replace(program, layers=program.layers[first:first + count]))
             words = self.transport.transfer(np.concatenate([
                 _command(Opcode.RUN, 0, first * DESCRIPTOR_WORDS, count),
                 _command(Opcode.READ, Target.COUNTER, 0, len(CAUSES)),
@@ -174,7 +189,12 @@ class StreamDevice:
             ]), len(CAUSES) + self._tensor_host_words(target, program))
             first += count
             counters = _counters(words[:len(CAUSES)])
-            yield node.name, self._from_words(words[None, len(CAUSES):], target)[0], counters
+            yield node.name, self._from_words(words[None, len(CAUSES):], target, program)[0], counters
+
+    def _feed(self, program: Program) -> None:
+        """Provide what the program's layers take of weights, if they come from outside."""
+        if self.config.weights == "stream":
+            self.transport.feed(program.weight_stream)
 
     # Words -----------------------------------------------------------------------------------------------------
 
@@ -193,10 +213,11 @@ class StreamDevice:
         """Write one sample: (channels, height, width) to words of ``rows * lanes`` channels of a pixel."""
         placement = program.placements[program.graph.input]
         channels, height, width = sample.shape
-        depth = self.config.depth
-        words = -(-channels // depth)
-        padded = np.zeros((words * depth, height * width), dtype=np.int8)
-        padded[:channels] = sample.reshape(channels, -1)
+        depth, pixels = self.config.depth, height * width
+        words = placement.words // pixels
+        # Lanes without a channel hold the zero point; next to concatenated tensors it matters what they hold.
+        padded = np.full((words * depth, pixels), program.graph.tensor(program.graph.input).zero_point, dtype=np.int8)
+        padded[placement.lanes(channels)] = sample.reshape(channels, -1)
         per_pixel = padded.reshape(words, depth, -1).transpose(0, 2, 1).reshape(-1, depth)
         return self._write(_bank(placement.bank), placement.address,
                            pack_words(per_pixel, self.config.act_bits).reshape(-1))
@@ -205,13 +226,14 @@ class StreamDevice:
         placement = program.placements[tensor.name]
         return _command(Opcode.READ, _bank(placement.bank), placement.address, placement.words)
 
-    def _from_words(self, words: Words, tensor: Tensor) -> Codes:
+    def _from_words(self, words: Words, tensor: Tensor, program: Program) -> Codes:
         """Undo the layout of :meth:`_write_input`: (batch, host words) to (batch, channels, height, width)."""
         batch, depth = len(words), self.config.depth
         rows = words.reshape(-1, self._host_words(Target.ACTIVATION_0))
         values = unpack_words(rows, self.config.act_bits, depth).astype(np.int8)
         planes = values.reshape(batch, -1, tensor.height * tensor.width, depth).transpose(0, 1, 3, 2)
-        return planes.reshape(batch, -1, tensor.height, tensor.width)[:, :tensor.channels]
+        lanes = program.placements[tensor.name].lanes(tensor.channels)
+        return planes.reshape(batch, -1, tensor.height, tensor.width)[:, lanes]
 
     def _chunks(self, codes: Codes, program: Program) -> Iterator[Codes]:
         """Cut a batch into what is sent at a time, packed."""

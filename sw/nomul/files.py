@@ -21,7 +21,7 @@ from nomul_hw.descriptor import DESCRIPTOR, DESCRIPTOR_WORDS, HOST_BITS, pack, t
 from nomul_hw.formats import WeightFormat
 
 from .container import Arrays, FileFormatError, Layout, Record, integers, read, replace_folder, sign, write
-from .graph import Conv, Graph, Node, Pool, Tensor
+from .graph import Concat, Conv, Graph, Operation, Pool, Tensor
 
 if TYPE_CHECKING:
     from .compiler import Placement, Program
@@ -82,19 +82,27 @@ def _graph_content(graph: Graph) -> tuple[dict[str, Any], Arrays]:
     arrays: Arrays = {}
     nodes = []
     for node in graph.nodes:
-        nodes.append({
-            "name": node.name,
+        record: dict[str, Any] = {"name": node.name, "output": node.output}
+        nodes.append(record)
+        if isinstance(node, Concat):
+            record |= {"op": "concat", "inputs": list(node.inputs)}
+            continue
+        record |= {
             "op": node.kind if isinstance(node, Pool) else "conv",
             "input": node.input,
-            "output": node.output,
             **{key: integers(getattr(node, key)) for key in ("kernel", "stride", "padding", "dilation")},
             "low": int(node.low),
             "high": int(node.high),
-            **({} if node.skip is None else {"skip": node.skip}),
-        })
+        }
         arrays |= {f"{node.name}.{key}": getattr(node, key) for key in ("bias", "multiplier", "shift")}
+        if node.skip is not None:
+            record["skip"] = node.skip
         if isinstance(node, Conv):
-            arrays[f"{node.name}.weights"] = node.weights.astype(_weight_dtype(graph.format))
+            arrays[f"{node.name}.weights"] = node.weights.astype(_weight_dtype(graph.format_of(node)))
+            if node.groups != 1:
+                record["groups"] = int(node.groups)
+            if node.format is not None:
+                record["format"] = node.format.to_dict()
     content = {
         "weight_format": graph.format.to_dict(),
         "act_bits": int(graph.act_bits),
@@ -114,11 +122,14 @@ def _write_graph(graph: Graph, folder: Path) -> str:
 
 
 def _parse_graph(content: Record, arrays: Arrays) -> Graph:
-    nodes: list[Node] = []
+    nodes: list[Operation] = []
     for record in content.records("nodes"):
-        name, op = record.string("name"), record.string("op")
+        name, op, output = record.string("name"), record.string("op"), record.string("output")
+        if op == "concat":
+            nodes.append(Concat(name, record.strings("inputs"), output))
+            continue
         common: dict[str, Any] = {
-            "name": name, "input": record.string("input"), "output": record.string("output"),
+            "name": name, "input": record.string("input"), "output": output,
             "kernel": record.integers("kernel", 2), "stride": record.integers("stride", 2),
             "padding": record.integers("padding", 4), "dilation": record.integers("dilation", 2),
             "low": record.integer("low"), "high": record.integer("high"),
@@ -127,7 +138,11 @@ def _parse_graph(content: Record, arrays: Arrays) -> Graph:
         }
         match op:
             case "conv":
-                nodes.append(Conv(**common, weights=_take(arrays, f"{name}.weights", np.int32)))
+                nodes.append(Conv(
+                    **common, weights=_take(arrays, f"{name}.weights", np.int32),
+                    groups=record.integer("groups") if "groups" in record.values else 1,
+                    format=_parse_format(record, "format") if "format" in record.values else None,
+                ))
             case "max" | "sum":
                 nodes.append(Pool(**common, kind=op))
             case _:
@@ -139,12 +154,15 @@ def _parse_graph(content: Record, arrays: Arrays) -> Graph:
         channels, height, width = record.integers("shape", 3)
         tensors.append(Tensor(record.string("name"), channels, height, width, record.integer("exponent"),
                               record.integer("zero_point")))
-    weight_format = content.record("weight_format")
     return Graph(
-        WeightFormat(weight_format.string("name"), weight_format.integers("levels")),
-        content.integer("act_bits"), content.integer("gain_terms"), tuple(tensors), tuple(nodes),
-        content.string("input"), content.string("output"), content.integers("output_shape"),
+        _parse_format(content, "weight_format"), content.integer("act_bits"), content.integer("gain_terms"),
+        tuple(tensors), tuple(nodes), content.string("input"), content.string("output"),
+        content.integers("output_shape"),
     )
+
+
+def _parse_format(record: Record, key: str) -> WeightFormat:
+    return WeightFormat.from_dict(record.record(key).values)
 
 
 def _weight_dtype(fmt: WeightFormat) -> type[np.signedinteger[Any]]:
@@ -182,9 +200,12 @@ def save_program(program: "Program", path: str | Path) -> Path:
             "graph": _write_graph(program.graph, folder / "graph"),
             "input_window": [int(size) for size in program.input_window],
             "layers": [{"node": layer.node, "macs": int(layer.macs),
+                        "weights": [int(layer.weights.start), int(layer.weights.stop)],
                         "values": {field: int(value) for field, value in layer.values.items()}}
                        for layer in program.layers],
-            "placements": {name: {"bank": int(place.bank), "address": int(place.address), "words": int(place.words)}
+            "placements": {name: {"bank": int(place.bank), "address": int(place.address), "words": int(place.words),
+                                  "channels": integers(channel for channel, _ in place.segments),
+                                  "lanes": integers(lane for _, lane in place.segments)}
                            for name, place in program.placements.items()},
         }
         write(folder, _PROGRAM, content, {name: getattr(program, name) for name in _MEMORIES})
@@ -217,14 +238,16 @@ _MEMORIES = ("descriptors", "parameters", "weights")
 def _parse_program(content: Record, arrays: Arrays, graph: Graph) -> "Program":
     from .compiler import Layer, Program
     from .compiler.input_packing import packing_windows
+    from .shapes import network_shape
 
     config = ArrayConfig.from_dict(content.record("config").values)
     if config.hash != content.string("config_hash"):
         raise ValueError("was compiled for another version of the machine: compile its graph again")
-    if (config.format.levels, config.act_bits) != (graph.format.levels, graph.act_bits):
-        raise ValueError("its graph was quantized for another array than its configuration says")
+    if config.act_bits != graph.act_bits:
+        raise ValueError("its graph has activations of another width than its configuration says")
     layers = [Layer(record.string("node"), {field: record.record("values").integer(field)
-                                            for field in record.record("values").values}, record.integer("macs"))
+                                            for field in record.record("values").values}, record.integer("macs"),
+                    range(*record.integers("weights", 2)))
               for record in content.records("layers")]
     placements = {name: _parse_placement(content.record("placements").record(name), config)
                   for name in content.record("placements").values}
@@ -240,7 +263,7 @@ def _parse_program(content: Record, arrays: Arrays, graph: Graph) -> "Program":
     if memories["descriptors"].tolist() != words:
         raise ValueError("its descriptors contradict its layers")
     window = content.integers("input_window", 2)
-    if window not in packing_windows(graph, config):
+    if window not in packing_windows(network_shape(graph), config):
         raise ValueError(f"its input cannot be packed by {window}")
     return Program(config=config, graph=graph, layers=tuple(layers), placements=placements,
                    input_window=(window[0], window[1]), **memories)
@@ -249,9 +272,13 @@ def _parse_program(content: Record, arrays: Arrays, graph: Graph) -> "Program":
 def _parse_placement(record: Record, config: ArrayConfig) -> "Placement":
     from .compiler import Placement
 
-    place = Placement(record.integer("bank"), record.integer("address"), record.integer("words"))
+    channels, lanes = record.integers("channels"), record.integers("lanes")
+    place = Placement(record.integer("bank"), record.integer("address"), record.integer("words"),
+                      tuple(zip(channels, lanes, strict=True)))
     if place.bank not in (0, 1) or place.address < 0 or place.address + place.words > config.memory.activations:
         raise FileFormatError(f"{record.where}: lies outside the activation memory")
+    if place.segments[:1] != ((0, 0),) or list(channels) != sorted(set(channels)) or list(lanes) != sorted(set(lanes)):
+        raise FileFormatError(f"{record.where}: its channels are not in order")
     return place
 
 

@@ -294,7 +294,7 @@ class Graph:
                 expected = (target.channels, source.channels // node.groups, *node.kernel)
                 if node.weights.shape != expected:
                     yield f"{where} has weights of shape {node.weights.shape}; expected {expected}"
-                elif node.weights.dtype.kind != "i" or not np.isin(node.weights, self.format_of(node).levels).all():
+                elif not self.format_of(node).holds(node.weights):
                     yield f"{where} has weights that are not levels of format {self.format_of(node).name!r}"
             elif source.channels != target.channels:
                 yield f"{where} changes the number of channels from {source.channels} to {target.channels}"

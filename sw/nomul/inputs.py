@@ -7,21 +7,28 @@ import importlib
 import importlib.util
 import inspect
 import os
+import re
 import sys
 import traceback
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
+
+from nomul_hw.config import ConfigError
 
 if TYPE_CHECKING:
     import torch
 
     from .graph import Graph
+    from .shapes import NetworkShape
 
-__all__ = ["InputError", "graph_codes", "load_array", "load_model", "random_codes", "save_array"]
+__all__ = ["InputError", "graph_codes", "load_array", "load_model", "load_shape", "parse_clock", "parse_shape",
+           "random_codes", "save_array", "save_text"]
 
 
 class InputError(ValueError):
@@ -59,15 +66,24 @@ def save_array(path: str | Path, array: npt.NDArray[Any]) -> None:
     InputError
         If the file cannot be written.
     """
-    path = Path(path)
+    _save(Path(path), lambda file: np.lib.format.write_array(file, array, allow_pickle=False))
+
+
+def save_text(path: str | Path, text: str) -> None:
+    """Write a text file as :func:`save_array` writes an array."""
+    _save(Path(path), lambda file: file.write(text.encode()))
+
+
+def _save(path: Path, write: Callable[[BinaryIO], object]) -> None:
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with partial.open("wb") as file:
-            np.lib.format.write_array(file, array, allow_pickle=False)
+            write(file)
         partial.replace(path)
     except OSError as error:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):
+            partial.unlink()
         raise InputError(f"{path}: {error.strerror}") from None
 
 
@@ -210,3 +226,74 @@ def _load_weights(model: "torch.nn.Module", path: Path) -> None:
         raise InputError(f"{path}: not a safetensors file: {error}") from None
     except RuntimeError as error:
         raise InputError(f"{path}: {' '.join(str(error).split())}") from None
+
+
+def parse_shape(text: str) -> tuple[int, int, int]:
+    """Read ``ROWSxCOLS`` or ``ROWSxLANESxCOLS``: (rows, lanes, cols).
+
+    Raises
+    ------
+    ConfigError
+        If it is neither.
+    """
+    sizes = text.split("x")
+    if len(sizes) not in (2, 3) or not all(size.isdecimal() for size in sizes):
+        raise ConfigError(f"an array is ROWSxCOLS or ROWSxLANESxCOLS, such as 16x16 or 8x2x16, not {text!r}")
+    rows, *lanes, cols = map(int, sizes)
+    return rows, (lanes or [1])[0], cols
+
+
+def parse_clock(text: str) -> float:
+    """Read a clock such as ``50MHz``, ``12.5 MHz`` or ``50``: megahertz.
+
+    Raises
+    ------
+    InputError
+        If it is none, or not positive.
+    """
+    found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([kMG]?)(?:Hz)?", text.strip(), re.IGNORECASE)
+    megahertz = float(found[1]) * {"k": 1e-3, "g": 1e3}.get(found[2].lower(), 1.0) if found else 0.0
+    if not megahertz:
+        raise InputError(f"a clock is a frequency such as 50MHz, or a number of megahertz, not {text!r}")
+    return megahertz
+
+
+def load_shape(spec: str, input_shape: str | None = None) -> "NetworkShape":
+    """Find out the shapes of a network that is not quantized.
+
+    Parameters
+    ----------
+    spec : str
+        A table of layers (``.csv``), a network of :data:`nomul.zoo.MODELS`, or a module as in :func:`load_model`.
+    input_shape : str, optional
+        Shape of one sample such as ``3x32x32``; a module that has an ``input_shape`` needs none.
+
+    Raises
+    ------
+    InputError
+        If there is no such network, or the shape of its input is not known.
+    """
+    from .scalesim import load_topology
+    from .shapes import network_shape
+
+    if spec.endswith(".csv"):
+        return load_topology(spec)
+
+    from .frontend import import_module
+    from .zoo import MODELS
+
+    if ":" not in spec and spec not in MODELS:
+        raise InputError(f"{spec!r} is not a folder that nomul wrote, a table of layers (.csv), a module "
+                         f"(path/to/file.py:callable) or a network of the zoo ({', '.join(MODELS)})")
+    module = MODELS[spec]() if spec in MODELS else load_model(spec)
+    if input_shape is not None:
+        sizes = input_shape.split("x")
+        if not 1 <= len(sizes) <= 3 or not all(size.isdecimal() and int(size) for size in sizes):
+            raise InputError(f"the shape of an input is CHANNELSxHEIGHTxWIDTH, such as 3x32x32, not {input_shape!r}")
+        shape = tuple(map(int, sizes))
+    elif isinstance(known := getattr(module, "input_shape", None), tuple):
+        shape = known
+    else:
+        raise InputError(f"{spec}: the shape of its input is not known: give --input-shape, such as 3x32x32")
+    # Two samples, so that a reshape that mixes them cannot pass for one that does not.
+    return network_shape(import_module(module, np.zeros((2, *shape), dtype=np.float32)))

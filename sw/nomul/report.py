@@ -131,10 +131,14 @@ def _verdict(ok: bool, text: str) -> Text:
 
 def quantize_table(graph: "Graph", report: "QuantizeReport") -> RenderableType:
     """Where the accuracy went, layer by layer."""
-    table = _table("<layer", "<kind", "<output", "weights dB", "output dB", "zero weights", "saturated", "scale")
-    for node, layer in zip(graph.nodes, report.layers, strict=True):
+    from .graph import Conv
+
+    table = _table("<layer", "<kind", "<weights", "<output", "weights dB", "output dB", "zero weights", "saturated",
+                   "scale")
+    for node, layer in zip(graph.computing, report.layers, strict=True):
         shape = graph.tensor(node.output).shape
-        table.add_row(layer.name, layer.kind, " x ".join(map(str, shape)),
+        table.add_row(layer.name, layer.kind, graph.format_of(node).name if isinstance(node, Conv) else "",
+                      " x ".join(map(str, shape)),
                       "" if layer.weight_sqnr is None else f"{layer.weight_sqnr:.1f}", f"{layer.output_sqnr:.1f}",
                       "" if layer.zeros is None else _ratio(layer.zeros), _ratio(layer.saturation),
                       f"2^{layer.exponent}")
@@ -205,18 +209,25 @@ def run_table(program: "Program", result: "RunResult", *, most: int = 20) -> Ren
     return Group(table, *more, f"output: codes of shape {graph.output_shape}; value = 2^{exponent} * {code}")
 
 
-def estimate_table(estimate: "Estimate") -> RenderableType:
-    """Cycles per layer and cause, with their sum."""
-    causes = [name for name in estimate.accounting if name != "total"]
+def estimate_table(estimate: "Estimate", megahertz: float | None = None) -> RenderableType:
+    """Cycles per layer and cause, with their sum; and times, if there is a clock."""
+    exact = estimate.model == "nomul"
+    causes = [name for name, cycles in estimate.accounting.items() if name != "total" and (exact or cycles)]
     table = _table("<layer", "cycles", "utilisation", "MACs", *causes)
-    per_cycle = estimate.config.macs_per_cycle
     for layer in estimate.layers:
-        table.add_row(layer.name, f"{layer.cycles:,}", _ratio(layer.macs / (layer.cycles * per_cycle)),
+        table.add_row(layer.name, f"{layer.cycles:,}", _ratio(estimate.share(layer.macs, layer.cycles)),
                       f"{layer.macs:,}", *(f"{layer.counters[cause]:,}" for cause in causes))
     table.add_section()
     table.add_row("all", f"{estimate.cycles:,}", _ratio(estimate.utilisation), f"{estimate.macs:,}",
                   *(f"{estimate.accounting[cause]:,}" for cause in causes), style="bold")
-    return Group(table, "", f"{estimate.config.name}: {per_cycle} products per cycle; cycles of one sample, exact")
+    lines = [f"{estimate.config.name}: {estimate.config.macs_per_cycle} products per cycle; cycles of one sample, "
+             + ("exact" if exact else f"by the model {estimate.model}")]
+    if estimate.memory:
+        lines.append("memory, in words: " + ", ".join(f"{words:,} {name}" for name, words in estimate.memory.items()))
+    if megahertz is not None:
+        time = estimate.milliseconds(megahertz)
+        lines.append(f"{megahertz:g} MHz: {time:,.3f} ms, {1e3 / time:,.1f} samples per second")
+    return Group(table, "", *lines)
 
 
 def verification_table(verification: "Verification") -> RenderableType:

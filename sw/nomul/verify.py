@@ -190,15 +190,15 @@ def verify(program: Program, codes: Codes, device: StreamDevice, *, layers: bool
         tell("Device: layer by layer")
         sample = int(wrong[0]) if len(wrong) else 0
         for name, output, counters in device.run_layers(program, codes[sample]):
-            node = next(node for node in graph.nodes if node.name == name)
+            node = next(node for node in graph.computing if node.name == name)
             reference = expected[node.output][sample]
             checks.append(LayerCheck(name, mismatching_bits(reference, output), counters["total"],
                                      estimate_alone(program, name)["total"]))
             first = first or _first_difference(name, sample, reference, output)
     if first is None and len(wrong):
         sample = int(wrong[0])
-        first = _first_difference(graph.nodes[-1].name, sample, expected[graph.output][sample],
-                                  result.outputs[sample])
+        last = next(node.name for node in graph.nodes if node.output == graph.output)
+        first = _first_difference(last, sample, expected[graph.output][sample], result.outputs[sample])
     return Verification(
         images=len(codes),
         bits=result.outputs.size * graph.act_bits,

@@ -134,7 +134,10 @@ def test_format_as_a_table(tmp_path):
      "unknown key array.memory; known: acc_bits, act_bits, cols, format, gain_terms, lanes, pe, rows"),
     ("[array]\nformat = 'ternary'\n[memory]\nweight = 3",
      "unknown key memory.weight; known: accumulators, activations, layers, parameters, weights"),
-    ("[array]\nformat = 'ternery'", f"array.format: Unknown weight format 'ternery'; known: {', '.join(FORMATS)}"),
+    ("[array]\nformat = 'ternery'", ("array.format: Unknown weight format 'ternery'; known: binary, ternary, pot3, "
+                                     "pot3z, pot4, pot4z, exp4, exp4_sqrt2, exp5, fp4_e2m1, int2..int16")),
+    ("[array]\nformat = 'int9'", ("array.format: an array holds weights of up to 8 bits, not int9; layers of int9 run "
+                                  "on any array, as planes")),
     ("[array]\nformat = 4", "array.format: must be a name or a table, not 4"),
     ("[array]\nformat = {name = 'x'}", ("array.format: a table has the keys name, levels, or name, multiples, shifts, "
                                         "zero; not name")),
@@ -222,8 +225,9 @@ def test_parse_names_its_source():
 def test_wrong_types_in_python():
     with refuse("array.format must be the name of a weight format or a WeightFormat, not 3"):
         ArrayConfig(3)
-    with refuse(f"array.format: Unknown weight format 'int5'; known: {', '.join(FORMATS)}"):
-        ArrayConfig("int5")
+    with refuse("array.format: an array holds weights of up to 8 bits, not int16; layers of int16 run on any array, as "
+                "planes"):
+        ArrayConfig("int16", pe="multiplier")
     with refuse("memory must be a MemoryConfig, not {}"):
         ArrayConfig("ternary", memory={})
 

@@ -18,6 +18,7 @@ CONFIGS = [
     ArrayConfig("ternary", 8, 12, lanes=2),
 ]
 every_config = pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.name)
+BAKED = 0xBA4EDBAD
 BANKS = (Target.ACTIVATION_0, Target.ACTIVATION_1)
 
 
@@ -70,7 +71,7 @@ class Script:
             if target is Target.COUNTER:
                 self.replies.append(self.cycles[-1][index])
             elif target is Target.IDENTITY:
-                self.replies.append(self.config.identity)
+                self.replies.append(BAKED if index % 2 else self.config.identity)
             else:  # memories that only the machine reads
                 self.replies += to_host_words(0, target_word_bits(self.config, target))
 
@@ -97,7 +98,7 @@ class Script:
 def test_commands(config, source, sink):
     rng = np.random.default_rng([config.depth, source, sink])
     script = Script(rng, config, 40)
-    dut = HostPort(config)
+    dut = HostPort(config, BAKED)
     replies, events, done = [], [], []
 
     async def put(ctx):

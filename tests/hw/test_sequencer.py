@@ -63,7 +63,8 @@ async def run(ctx, dut: Sequencer, rng: np.random.Generator, first: int, program
         control = 0
         while True:
             control += 1
-            assert ctx.get(dut.busy) and ctx.get(dut.prime) == (index == 0)
+            assert ctx.get(dut.busy)
+            assert ctx.get(dut.start) == ctx.get(dut.fetched)
             if ctx.get(dut.start):
                 break
             await ctx.tick()
@@ -74,10 +75,14 @@ async def run(ctx, dut: Sequencer, rng: np.random.Generator, first: int, program
         await ctx.tick()
 
         cycles = int(rng.integers(1, longest))
-        causes = {"busy": dut.issuing, "weight": dut.waits_for_weights, "requantize": dut.holds}
+        causes = {"busy": dut.issuing, "weight": dut.waits_for_weights, "memory": dut.waits_for_memory,
+                  "requantize": dut.holds}
         drain = int(rng.integers(1, longest))
         for at in range(cycles + drain):
             assert ctx.get(dut.busy) and not ctx.get(dut.start) and ctx.get(layer) == program
+            # The next descriptor, if there is one, is there in time, complete, and no other.
+            assert ctx.get(dut.fetched) == (index + 1 < len(programs) and at + 1 >= FETCH_CYCLES)
+            assert not ctx.get(dut.fetched) or ctx.get(upcoming) == programs[index + 1]
             for port in causes.values():
                 ctx.set(port, 0)
             cause = "drain"

@@ -1,5 +1,6 @@
 """cocotb benches of the array and of the whole accelerator, on Icarus and on Verilator."""
 
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -16,6 +17,7 @@ MEMORY = MemoryConfig(activations=200, weights=300, parameters=60, accumulators=
 #: Selects, shifts, zeros, lanes and an array that is not square.
 ARRAY = ArrayConfig("exp4", rows=4, cols=3, lanes=2)
 ACCELERATOR = ArrayConfig("ternary", rows=4, cols=4, memory=MEMORY)
+STREAMED = ArrayConfig("ternary", rows=4, cols=4, weights="stream", memory=replace(MEMORY, weights=30, lines=8))
 
 
 @cache
@@ -24,8 +26,8 @@ def array_verilog() -> str:
 
 
 @cache
-def accelerator_verilog() -> str:
-    return to_verilog(Accelerator(ACCELERATOR), "accelerator")
+def accelerator_verilog(config: ArrayConfig) -> str:
+    return to_verilog(Accelerator(config), "accelerator")
 
 
 @pytest.fixture(params=SIMULATORS)
@@ -39,8 +41,9 @@ def test_array(simulator: Simulator, tmp_path: Path) -> None:
     assert run_bench("array", simulator, ARRAY, array_verilog(), "array", tmp_path) == 2
 
 
-def test_accelerator(simulator: Simulator, tmp_path: Path) -> None:
-    assert run_bench("accelerator", simulator, ACCELERATOR, accelerator_verilog(), "accelerator", tmp_path) == 6
+@pytest.mark.parametrize("config", [ACCELERATOR, STREAMED], ids=["memory", "stream"])
+def test_accelerator(simulator: Simulator, config: ArrayConfig, tmp_path: Path) -> None:
+    assert run_bench("accelerator", simulator, config, accelerator_verilog(config), "accelerator", tmp_path) == 6
 
 
 def test_bench_finds_a_fault(simulator: Simulator, tmp_path: Path) -> None:

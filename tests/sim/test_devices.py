@@ -1,12 +1,14 @@
 """The golden device keeps the promises of the driver's protocol."""
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from nomul.compiler import compile_graph
 from nomul.driver import Device, DeviceError
+from nomul.graph import Concat
 from nomul_hw.config import ArrayConfig, MemoryConfig
 from nomul_sim.devices import GoldenDevice
 from nomul_sim.golden import run
@@ -32,6 +34,14 @@ def test_run(program):
     for node, (_, output, counters) in zip(program.graph.nodes, layers, strict=True):
         np.testing.assert_array_equal(output, expected[node.output][2])
         assert counters == {}
+
+
+def test_concatenations_are_no_layers(program):
+    graph = random_graph(np.random.default_rng(2), nodes=4, mixed=True)
+    assert any(isinstance(node, Concat) for node in graph.nodes)
+    codes = input_codes(graph, np.random.default_rng(0), 1)
+    layers = list(GoldenDevice().run_layers(replace(program, graph=graph), codes[0]))
+    assert [name for name, _, _ in layers] == [node.name for node in graph.nodes if not isinstance(node, Concat)]
 
 
 def test_wrong_codes(program):

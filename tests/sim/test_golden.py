@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nomul.graph import Conv, Graph, Node, Pool, Tensor
+from nomul.graph import Concat, Conv, Graph, Node, Pool, Tensor
 from nomul_hw.arithmetic import act_range
 from nomul_hw.formats import FORMATS, WeightFormat, get_format
 from nomul_sim import golden
@@ -22,7 +22,12 @@ def naive_accumulator(graph: Graph, node: Node, codes: np.ndarray, channel: int,
     smallest = act_range(graph.act_bits)[0]
     is_max = isinstance(node, Pool) and node.kind == "max"
     values = []
-    for c in range(source.channels) if isinstance(node, Conv) else (channel,):
+    if isinstance(node, Conv):
+        group, size = channel * node.groups // len(node.weights), source.channels // node.groups
+        channels = range(group * size, (group + 1) * size)
+    else:
+        channels = range(channel, channel + 1)
+    for c in channels:
         for ky in range(node.kernel[0]):
             for kx in range(node.kernel[1]):
                 y = row * node.stride[0] + ky * node.dilation[0] - node.padding[0]
@@ -31,7 +36,7 @@ def naive_accumulator(graph: Graph, node: Node, codes: np.ndarray, channel: int,
                     q = int(codes[c, y, x])
                 else:
                     q = smallest if is_max else source.zero_point
-                values.append(q * int(node.weights[channel, c, ky, kx]) if isinstance(node, Conv) else q)
+                values.append(q * int(node.weights[channel, c - channels[0], ky, kx]) if isinstance(node, Conv) else q)
     return max(values) if is_max else sum(values)
 
 
@@ -52,8 +57,15 @@ def check(graph: Graph, codes: np.ndarray) -> None:
     assert list(tensors) == [graph.input, *(node.output for node in graph.nodes)]
     np.testing.assert_array_equal(tensors[graph.input], codes)
     for node in graph.nodes:
-        target, inputs, outputs = graph.tensor(node.output), tensors[node.input], tensors[node.output]
-        assert outputs.dtype == np.int8 and outputs.shape == (len(codes), *target.shape)
+        target, outputs = graph.tensor(node.output), tensors[node.output]
+        assert outputs.dtype == np.int8 and outputs.shape == (len(codes), *target.shape) and outputs.flags.c_contiguous
+        if isinstance(node, Concat):
+            parts = [plane for name in node.inputs for plane in tensors[name].swapaxes(0, 1)]
+            assert len(parts) == target.channels
+            for channel, plane in enumerate(parts):
+                np.testing.assert_array_equal(outputs[:, channel], plane)
+            continue
+        inputs = tensors[node.input]
         sums = accumulators(graph, node, inputs)
         assert sums.dtype == np.int64 and sums.shape == outputs.shape
         for at in np.ndindex(outputs.shape):
@@ -72,11 +84,13 @@ def one_node(node: Node, *, shape=(1, 1, 1), zero_points=(0, 0), fmt: str | Weig
     return Graph(fmt, act_bits, 3, tensors, (node,), "x", "y", tensors[1].shape)
 
 
-def conv(weights, *, bias=0, multiplier=1, shift=0, stride=(1, 1), padding=(0, 0, 0, 0), dilation=(1, 1)) -> Conv:
+def conv(weights, *, bias=0, multiplier=1, shift=0, stride=(1, 1), padding=(0, 0, 0, 0), dilation=(1, 1),
+         groups=1) -> Conv:
     weights = np.asarray(weights, dtype=np.int32)
     n = len(weights)
     return Conv("conv", "x", "y", weights.shape[2:], stride, padding, dilation, np.full(n, bias, np.int64),
-                np.full(n, multiplier, np.int64), np.full(n, shift, np.int64), -128, 127, weights=weights)
+                np.full(n, multiplier, np.int64), np.full(n, shift, np.int64), -128, 127, weights=weights,
+                groups=groups)
 
 
 def pool(kind, channels, kernel, *, bias=0, shift=0, stride=(1, 1), padding=(0, 0, 0, 0), dilation=(1, 1)) -> Pool:
@@ -88,8 +102,22 @@ def pool(kind, channels, kernel, *, bias=0, shift=0, stride=(1, 1), padding=(0, 
 @given(seed=st.integers(0, 2**32 - 1))
 def test_random_graphs(seed):
     rng = np.random.default_rng(seed)
-    graph = random_graph(rng, nodes=int(rng.integers(1, 4)))
+    graph = random_graph(rng, nodes=int(rng.integers(1, 4)), mixed=bool(rng.integers(2)))
     check(graph, input_codes(graph, rng, 3))
+
+
+def test_random_graphs_are_mixed():
+    """Groups of every kind, formats of their own up to 16 bits, concatenations of different tensors."""
+    graphs = [random_graph(np.random.default_rng(seed), nodes=3, mixed=True) for seed in range(150)]
+    convs = [(graph, node) for graph in graphs for node in graph.nodes if isinstance(node, Conv)]
+    # Channels in and out of a group, 1 or more of either.
+    assert {(node.weights.shape[1] > 1, len(node.weights) > node.groups) for _, node in convs if node.groups > 1} == {
+        (False, False), (False, True), (True, False), (True, True)}
+    assert {graph.format_of(node).bits for graph, node in convs} >= {1, 2, 3, 4, 5, 8, 9, 12, 16}
+    joins = [(graph, node) for graph in graphs for node in graph.nodes if isinstance(node, Concat)]
+    assert {len(set(node.inputs)) for _, node in joins} == {1, 2, 3}
+    assert {graph.input in node.inputs for graph, node in joins} == {True, False}
+    assert {graph.output == node.output for graph, node in joins} == {True, False}
 
 
 def test_random_graphs_add_residuals():
@@ -144,6 +172,53 @@ def test_known_convolution():
     np.testing.assert_array_equal(run(graph, codes)["y"][0, 0], np.clip(np.asarray(expected) + 10, -128, 127))
 
 
+def test_known_groups():
+    """Two groups of two channels, three output channels each; a weight of 10**n marks its input channel n."""
+    codes = np.asarray([1, 2, 3, 4], dtype=np.int8).reshape(1, 4, 1, 1)
+    weights = np.asarray([[1, 10], [10, 1], [1, 0]] * 2).reshape(6, 2, 1, 1)
+    graph = one_node(conv(weights, groups=2), shape=(4, 1, 1))
+    assert accumulators(graph, graph.nodes[0], codes).ravel().tolist() == [21, 12, 1, 43, 34, 3]
+
+
+@pytest.mark.parametrize("outputs", [1, 2])
+def test_depthwise(outputs):
+    """Every channel by its own window, by one or several of them, at the ends of the codes and of 16-bit weights."""
+    rng = np.random.default_rng(8)
+    weights = rng.choice([-32768, -1, 0, 1, 32767], (7 * outputs, 1, 3, 2))
+    node = conv(weights, groups=7, shift=12, stride=(2, 1), padding=(1, 0, 0, 2), dilation=(1, 2))
+    graph = one_node(node, shape=(7, 6, 5), zero_points=(-128, 0), fmt="int16")
+    check(graph, input_codes(graph, rng, 4))
+    sums = accumulators(graph, node, np.full((1, 7, 6, 5), -128, np.int8))  # padding reads as -128 too
+    np.testing.assert_array_equal(sums[0, :, 0, 0], -128 * weights.sum(axis=(1, 2, 3)))
+
+
+@pytest.mark.parametrize("groups", [1, 2, 6, 12])
+def test_groups_are_a_convolution_with_zeros(groups):
+    rng = np.random.default_rng(groups)
+    weights = rng.integers(-8, 8, (12, 12 // groups, 3, 3))
+    dense = np.zeros((12, 12, 3, 3), np.int64)
+    for channel, group in enumerate(np.repeat(np.arange(groups), 12 // groups)):
+        dense[channel, group * 12 // groups:(group + 1) * 12 // groups] = weights[channel]
+    windows = {"shift": 6, "padding": (1, 1, 1, 1), "stride": (2, 2)}
+    graphs = [one_node(conv(weights, groups=groups, **windows), shape=(12, 9, 9), zero_points=(-128, 0)),
+              one_node(conv(dense, **windows), shape=(12, 9, 9), zero_points=(-128, 0))]
+    codes = input_codes(graphs[0], rng, 3)
+    np.testing.assert_array_equal(*(run(graph, codes)["y"] for graph in graphs))
+
+
+def test_concat_is_a_copy():
+    """In the order of its inputs, one of them twice; and not a view of the caller's buffer."""
+    grid = {"height": 1, "width": 2, "exponent": 0, "zero_point": -128}
+    tensors = (Tensor("x", 1, **grid), Tensor("y", 1, **grid), Tensor("z", 3, **grid))
+    copy = replace(pool("max", 1, (1, 1), bias=128), low=0)
+    graph = Graph(get_format("int8"), 8, 3, tensors, (copy, Concat("both", ("y", "x", "y"), "z")), "x", "z", (6,))
+    codes = np.asarray([[[[5, -5]]]], dtype=np.int8)
+    check(graph, codes)
+    result = run(graph, codes)["z"]
+    codes[...] = 1
+    assert result.ravel().tolist() == [5, 0, 5, -5, 5, 0]
+
+
 @pytest.mark.parametrize("kind", ["max", "sum"])
 @pytest.mark.parametrize("zero_point", [0, -128])
 def test_pool_padding(kind, zero_point):
@@ -167,13 +242,14 @@ def test_single_pixel_maps():
 
 
 @pytest.mark.parametrize("budget", [1, 1000, 3000])
-@pytest.mark.parametrize("kind", ["conv", "sum"])
+@pytest.mark.parametrize("kind", ["conv", "depthwise", "sum"])
 def test_blocks(monkeypatch, budget, kind):
     """However small the im2col matrix may be, cutting by samples and by rows changes nothing."""
     rng = np.random.default_rng(7)
     windows = {"stride": (2, 1), "padding": (1, 0, 2, 1), "dilation": (2, 1)}
-    node = (conv(rng.integers(-128, 128, (3, 4, 3, 3)), shift=10, **windows) if kind == "conv"
-            else pool("sum", 4, (3, 3), shift=4, **windows))
+    node = {"conv": conv(rng.integers(-128, 128, (3, 4, 3, 3)), shift=10, **windows),
+            "depthwise": conv(rng.integers(-128, 128, (8, 1, 3, 3)), shift=10, groups=4, **windows),
+            "sum": pool("sum", 4, (3, 3), shift=4, **windows)}[kind]
     graph = one_node(node, shape=(4, 9, 7), zero_points=(-128, 0))
     codes = input_codes(graph, rng, 5)
     expected = run(graph, codes)["y"]
@@ -182,7 +258,8 @@ def test_blocks(monkeypatch, budget, kind):
     check(graph, codes[:1])
 
 
-def test_memory_is_bounded(monkeypatch):
+@pytest.mark.parametrize("groups", [1, 4, 64])
+def test_memory_is_bounded(monkeypatch, groups):
     largest = 0
     original = golden._im2col
 
@@ -193,7 +270,8 @@ def test_memory_is_bounded(monkeypatch):
         return columns
 
     monkeypatch.setattr(golden, "_im2col", spy)
-    graph = one_node(conv(np.ones((1, 64, 3, 3)), shift=9, padding=(1, 1, 1, 1)), shape=(64, 64, 64))
+    weights = np.ones((groups, 64 // groups, 3, 3))
+    graph = one_node(conv(weights, shift=9, padding=(1, 1, 1, 1), groups=groups), shape=(64, 64, 64))
     run(graph, np.zeros((6, 64, 64, 64), np.int8))
     assert 0 < largest <= golden.IM2COL_BYTES
 

@@ -8,6 +8,7 @@ import pytest
 from nomul.compiler import compile_graph
 from nomul.compiler.banks import opposite_banks, with_copies
 from nomul.graph import Graph, Node, Pool, Tensor
+from nomul.shapes import network_shape
 from nomul_hw.config import ArrayConfig, MemoryConfig
 from nomul_hw.formats import get_format
 from nomul_sim import golden
@@ -36,13 +37,13 @@ def banks_differ(made: Graph) -> bool:
 
 def test_no_residuals_no_ties():
     made = graph(pool("a", "x"), pool("b", "a"))
-    assert opposite_banks(made) == {"x": {"x": 0}, "a": {"a": 0}, "b": {"b": 0}}
+    assert opposite_banks(network_shape(made)) == {"x": {"x": 0}, "a": {"a": 0}, "b": {"b": 0}}
     assert with_copies(made) == (made, {})
 
 
 def test_input_and_skip_are_apart():
     made = graph(pool("a", "x"), pool("b", "a"), pool("c", "b", "x"))
-    tied = opposite_banks(made)
+    tied = opposite_banks(network_shape(made))
     assert tied["x"] == {"x": 0, "b": 1} and tied["b"] == {"b": 0, "x": 1} and tied["a"] == {"a": 0}
     assert with_copies(made) == (made, {}) and banks_differ(made)
 
@@ -50,15 +51,15 @@ def test_input_and_skip_are_apart():
 def test_ties_are_transitive():
     """x and b, b and c apart: so x and c lie together."""
     made = graph(pool("a", "x"), pool("b", "a"), pool("c", "b", "x"), pool("d", "c", "b"))
-    assert opposite_banks(made)["c"] == {"c": 0, "b": 1, "x": 0}
-    assert opposite_banks(made)["x"] == {"x": 0, "b": 1, "c": 0}
+    assert opposite_banks(network_shape(made))["c"] == {"c": 0, "b": 1, "x": 0}
+    assert opposite_banks(network_shape(made))["x"] == {"x": 0, "b": 1, "c": 0}
     assert with_copies(made)[1] == {} and banks_differ(made)
 
 
 def test_groups_merge():
     """Two pairs, then a layer that ties one of each."""
     made = graph(pool("a", "x"), pool("b", "a"), pool("c", "b", "x"), pool("d", "c", "a"), pool("e", "b", "c"))
-    tied = opposite_banks(made)
+    tied = opposite_banks(network_shape(made))
     assert tied["a"] == {"a": 0, "c": 1, "b": 0, "x": 1}
     assert all(tied[other][name] == side for name, sides in tied.items() for other, side in sides.items())
     assert banks_differ(made)
@@ -68,12 +69,12 @@ def test_contradictions_are_copied():
     """x, b and c would have to be apart, each from the others: two banks are not enough."""
     made = graph(pool("a", "x"), pool("b", "a"), pool("c", "b", "x"), pool("d", "c", "b"), pool("e", "c", "x"))
     with pytest.raises(ValueError, match="tensors 'c' and 'x' would have to lie in one bank"):
-        opposite_banks(made)
+        opposite_banks(network_shape(made))
     copied, owners = with_copies(made)
     (copy,) = owners
     assert owners == {copy: "e"} and [n.name for n in copied.nodes] == ["a", "b", "c", "d", copy, "e"]
     assert (copied.nodes[-2].input, copied.nodes[-1].skip, copied.nodes[-1].input) == ("x", copy, "c")
-    assert opposite_banks(copied)["c"][copy] == 1
+    assert opposite_banks(network_shape(copied))["c"][copy] == 1
     assert copied.tensor(copy) == replace(copied.tensor("x"), name=copy)
 
 
@@ -90,7 +91,7 @@ def test_every_copy_is_of_its_own():
     made = graph(pool("a", "x"), pool("b", "x", "x"), pool("c", "x", "x"), pool("d", "b", "c"))
     copied, owners = with_copies(made)
     assert sorted(owners.values()) == ["b", "c"]
-    opposite_banks(copied)
+    opposite_banks(network_shape(copied))
 
 
 def test_copies_change_nothing():
@@ -103,7 +104,7 @@ def test_copies_change_nothing():
         expected, got = golden.run(made, codes), golden.run(copied, codes)
         for name, array in expected.items():
             np.testing.assert_array_equal(got[name], array)
-        opposite_banks(copied)
+        opposite_banks(network_shape(copied))
         copies += len(owners)
     assert copies > 10
 

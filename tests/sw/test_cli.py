@@ -173,6 +173,72 @@ def test_from_module_to_outputs():
     assert data["largest"] == expected.argmax(axis=1).tolist() and data["counters"] == []
 
 
+# Estimates without programs --------------------------------------------------------------------------------------
+
+TABLE = """Layer name, IFMAP Height, IFMAP Width, Filter Height, Filter Width, Channels, Num Filter, Strides,
+conv, 5, 5, 3, 3, 2, 6, 1,
+linear, 1, 1, 1, 1, 30, 7, 1,
+"""
+
+
+def test_an_estimate_needs_no_weights(network, program):
+    """A module, its network and its program take the same cycles on the same array."""
+    of_program = document("estimate", program)
+    of_module = document("estimate", "model.py:make", "array.toml", "--input-shape", "2x4x4")
+    for data in (of_module, document("estimate", network, "array.toml")):
+        assert (data["cycles"], data["macs"], data["accounting"]) == tuple(
+            of_program[key] for key in ("cycles", "macs", "accounting"))
+    assert [layer["accounting"] for layer in of_module["layers"]] == [
+        layer["accounting"] for layer in of_program["layers"]]
+    of_network = document("estimate", network, "--array", "2x2")
+    assert of_network == document("estimate", program, "--array", "2x1x2", "--format", "ternary")
+    assert of_network["layers"] == of_program["layers"] and of_network["memory"]["layers"] == 3
+
+
+def test_estimate_resnet8():
+    data = document("estimate", "resnet8", "--array", "16x16")
+    assert set(data) == {"array", "model", "cycles", "macs", "utilisation", "accounting", "memory", "layers"}
+    assert data["macs"] == 12_501_632 and 48_834 <= data["cycles"] <= 50_000
+    assert data["utilisation"] == data["macs"] / data["cycles"] / 256
+    assert data["cycles"] == sum(n for cause, n in data["accounting"].items() if cause != "total")
+    assert set(data["layers"][0]) == {"name", "cycles", "macs", "utilisation", "accounting"}
+
+
+def test_estimate_a_table_of_layers():
+    Path("net.csv").write_text(TABLE)
+    data = document("estimate", "net.csv", "--array", "2x2x4", "--format", "exp4", "--clock", "40MHz")
+    assert data["array"] == "exp4_2x2x4" and [layer["name"] for layer in data["layers"]] == ["conv", "linear"]
+    assert data["macs"] == 9 * 18 * 6 + 30 * 7
+    assert data["milliseconds"] == pytest.approx(data["cycles"] / 40e3)
+    assert data["inferences_per_second"] == pytest.approx(40e6 / data["cycles"])
+    text = invoke("estimate", "net.csv", "--array", "2x2x4", "--clock", "40").stdout
+    assert "samples per second" in text and "memory, in words:" in text and "exact" in text
+
+
+def test_estimate_by_another_model():
+    Path("net.csv").write_text(TABLE)
+    result = invoke("estimate", "net.csv", "--array", "4x4", "--model", "scalesim-os", "--report", "out/report.csv")
+    assert "by the model scalesim-os" in result.stdout and "exact" not in result.stdout
+    report = Path("out/report.csv").read_text().splitlines()
+    assert report[0].startswith("LayerID, Total Cycles, Stall Cycles") and len(report) == 3
+    data = document("estimate", "net.csv", "--array", "4x4", "--model", "scalesim-os")
+    assert data["model"] == "scalesim-os" and data["cycles"] == (3 * 2 * 24 - 1) + (2 * 36 - 1)
+    assert "memory" not in data
+
+
+def test_estimate_a_program_by_another_model(program, network):
+    data = document("estimate", program, "--model", "overlapped")
+    assert data == document("estimate", network, "array.toml", "--model", "overlapped")
+    assert data["array"] == "ternary_2x2" and [layer["name"] for layer in data["layers"]] == [
+        "features.0", "classifier"]
+
+
+def test_estimate_of_what_no_array_can_hold():
+    Path("net.csv").write_text(TABLE + "large, 2000, 2000, 3, 3, 1, 1, 1,\n")
+    result = invoke("estimate", "net.csv", "--array", "1x1", "--json")
+    assert "no array can hold this network: memory." in result.stderr and json.loads(result.stdout)["cycles"] > 35e6
+
+
 def test_quantize_by_format_name():
     document("quantize", "model.py:make", "--calibration", "x.npy", "--format", "exp4", "--method", "nearest",
              "-o", "n")
@@ -243,6 +309,11 @@ def saved(name: str, array: object) -> str:
     return name
 
 
+def table(line: str) -> str:
+    Path("table.csv").write_text(TABLE.splitlines()[0] + "\n" + line)
+    return "table.csv"
+
+
 def overflowing() -> str:
     graph = small_graph()
     nodes = tuple(replace(node, bias=node.bias + (1 << 24)) for node in graph.nodes)
@@ -258,8 +329,8 @@ MISTAKES = {
                                 "bad.toml: array.rows must be in 1..256, not 0"),
     "generate: not a folder": (lambda: ["generate", "array.toml", "-o", "x.npy"], "x.npy: is not a folder"),
     "quantize: unknown format": (
-        lambda: ["quantize", "model.py:make", "--calibration", "x.npy", "--format", "int5", "-o", "out"],
-        "Unknown weight format 'int5'; known: binary, ternary"),
+        lambda: ["quantize", "model.py:make", "--calibration", "x.npy", "--format", "int17", "-o", "out"],
+        "Unknown weight format 'int17'; known: binary, ternary"),
     "quantize: no format": (lambda: ["quantize", "model.py:make", "--calibration", "x.npy", "-o", "out"],
                             "give either --format NAME or --config CONFIG.toml"),
     "quantize: unknown method": (
@@ -286,6 +357,27 @@ MISTAKES = {
     "compile: too large": (lambda: ["compile", "net.nomul", with_config(CONFIG_TOML.replace("128", "8")), "-o", "out"],
                            "memory.weights"),
     "estimate: a network without an array": (lambda: ["estimate", "net.nomul"], "net.nomul: is a nomul.graph"),
+    "estimate: a module without an array": (
+        lambda: ["estimate", "model.py:make", "--input-shape", "2x4x4"], "an array is needed: --array SHAPE"),
+    "estimate: two arrays": (lambda: ["estimate", "net.nomul", "array.toml", "--array", "2x2"],
+                             "give either --array SHAPE or CONFIG.toml"),
+    "estimate: a format without an array": (lambda: ["estimate", "program", "--format", "int4"],
+                                            "--format goes with --array"),
+    "estimate: a shape that is known": (lambda: ["estimate", "program", "--input-shape", "2x4x4"],
+                                        "--input-shape goes with a PyTorch module"),
+    "estimate: no such network": (lambda: ["estimate", "resnet9", "--array", "2x2"],
+                                  "'resnet9' is not a folder that nomul wrote", "resnet8"),
+    "estimate: no such array": (lambda: ["estimate", "model.py:make", "--array", "2by2", "--input-shape", "2x4x4"],
+                                "an array is ROWSxCOLS or ROWSxLANESxCOLS"),
+    "estimate: no clock": (lambda: ["estimate", "program", "--clock", "fast"], "not 'fast'"),
+    "estimate: no table": (lambda: ["estimate", "no.csv", "--array", "2x2"], "no.csv: No such file or directory"),
+    "estimate: a line that is no layer": (lambda: ["estimate", table("a, 5, 5"), "--array", "2x2"],
+                                          "table.csv:2: a line of 3 columns; expected name, input height"),
+    "estimate: too small": (
+        lambda: ["estimate", table("a, 5, 5, 3, 3, 2, 6, 1"), with_config(CONFIG_TOML.replace("128", "8"))],
+        "memory.weights"),
+    "estimate: nowhere to write": (lambda: ["estimate", "program", "--report", "array.toml/r.csv"],
+                                   "array.toml/r.csv: "),
     "estimate: damaged": (lambda: ["estimate", damaged("broken")], "broken/program.safetensors: ", "is corrupt"),
     "run: no program": (lambda: ["run", "no", "x.npy"], "no: no such folder"),
     "run: another shape": (lambda: ["run", "program", saved("y.npy", np.zeros((3, 3)))],
@@ -293,7 +385,7 @@ MISTAKES = {
     "run: not an array": (lambda: ["run", "program", "array.toml"], "array.toml: not a NumPy array file"),
     "run: nowhere to write": (lambda: ["run", "program", "x.npy", "-o", "array.toml/y.npy"], "array.toml"),
     "verify: damaged": (lambda: ["verify", damaged("broken")], "broken/program.safetensors: ", "is corrupt"),
-    "demo: unknown format": (lambda: ["demo", "--formats", "int5"], "Unknown weight format 'int5'"),
+    "demo: unknown format": (lambda: ["demo", "--formats", "int17"], "Unknown weight format 'int17'"),
     "demo: nowhere to write": (lambda: ["demo", "-o", "x.npy/out"], "x.npy: is not a folder that can be written"),
     "demo: not a shape": (lambda: ["demo", "--array", "16by16"], "ROWSxCOLS"),
     "demo: too many images": (lambda: ["demo", "--images", "100000"], "449 images, 100000 of them cannot be run"),

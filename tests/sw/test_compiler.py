@@ -3,19 +3,26 @@
 import re
 from dataclasses import replace
 from itertools import product
+from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
-from nomul.compiler import CompileError, compile_graph
+from nomul.compiler import CompileError, Program, compile_graph
 from nomul.compiler.input_packing import pack_input, packed_graph, packing_windows
 from nomul.compiler.packing import pack_words, unpack_words
+from nomul.driver import StreamDevice
 from nomul.graph import Conv, Graph, Pool, Tensor
+from nomul.shapes import network_shape
 from nomul_hw.config import ArrayConfig, MemoryConfig
 from nomul_hw.descriptor import DESCRIPTOR, DESCRIPTOR_WORDS, HOST_BITS, LayerOp, unpack
 from nomul_hw.formats import get_format
 from nomul_sim import golden
 from tests.graphs import input_codes, random_graph
+from tests.machine import Machine
+
+Codes = npt.NDArray[np.int8]
 
 
 def conv_graph(*, fmt: str = "ternary", channels: int = 5, out: int = 6, size: tuple[int, int] = (7, 6),
@@ -33,6 +40,30 @@ def conv_graph(*, fmt: str = "ternary", channels: int = 5, out: int = 6, size: t
     return Graph(get_format(fmt), 8, 2, (source, target), (node,), "x", "y", target.shape)
 
 
+def depthwise_graph(fmt: str = "ternary", *, channels: int = 5, size: tuple[int, int] = (7, 6),
+                    kernel: tuple[int, int] = (3, 3), stride: tuple[int, int] = (1, 1),
+                    padding: tuple[int, int, int, int] = (1, 1, 1, 1)) -> Graph:
+    """One depthwise convolution."""
+    graph = conv_graph(fmt=fmt, channels=1, out=channels, size=size, kernel=kernel, stride=stride, padding=padding)
+    node = replace(graph.nodes[0], groups=channels)
+    return replace(graph, nodes=(node,), tensors=(replace(graph.tensor("x"), channels=channels), graph.tensor("y")))
+
+
+def run(program: Program, codes: Codes) -> Codes:
+    """Outputs of a program, as its descriptors define them."""
+    machine = Machine(program.config, np.random.default_rng(0))
+    result = StreamDevice(machine).run(program, codes)
+    assert [unpack(DESCRIPTOR, word) for word in descriptors(program)] == machine.ran
+    assert result.counters[0] == program.estimate().accounting
+    return result.outputs
+
+
+def descriptors(program: Program) -> list[int]:
+    """The descriptors that a device is loaded with."""
+    rows = program.descriptors.reshape(-1, DESCRIPTOR_WORDS).tolist()
+    return [sum(word << (HOST_BITS * index) for index, word in enumerate(row)) for row in rows]
+
+
 def refuses(graph: Graph, config: ArrayConfig, message: str) -> None:
     with pytest.raises(CompileError, match=f"^{message}$"):
         compile_graph(graph, config)
@@ -41,11 +72,27 @@ def refuses(graph: Graph, config: ArrayConfig, message: str) -> None:
 # Refusals ----------------------------------------------------------------------------------------------------------
 
 
-def test_refuses_another_array() -> None:
-    refuses(conv_graph(), ArrayConfig("pot3"), re.escape(
-        "the network has ternary weights, the array pot3: quantize for format 'pot3' or choose another array"))
+def test_refuses_other_activations() -> None:
     refuses(conv_graph(), ArrayConfig("ternary", act_bits=4),
             "the network has 8-bit activations, the array 4-bit ones")
+
+
+def test_refuses_weights_that_are_no_planes() -> None:
+    """The message says what would do, and that does."""
+    refuses(conv_graph(), ArrayConfig("binary"), re.escape(
+        "layer 'conv': its ternary weights cannot be written as up to 16 planes of binary that are 0 places apart: "
+        "quantize it for format 'binary' or choose another array"))
+    wide = conv_graph(fmt="int8", level=-128)
+    refuses(wide, ArrayConfig("ternary", plane_shift=0), re.escape(
+        "layer 'conv': its int8 weights cannot be written as up to 16 planes of ternary that are 0 places apart: "
+        "array.plane_shift = 1 would do"))
+    compile_graph(wide, ArrayConfig("ternary", plane_shift=1))
+    refuses(depthwise_graph("binary"), ArrayConfig("binary"), re.escape(
+        "layer 'conv': its binary weights and the zeros between its groups cannot be written as up to 16 planes of "
+        "binary that are 0 places apart: choose an array whose format has a zero"))
+    compile_graph(depthwise_graph("binary"), ArrayConfig("ternary"))
+    # The window unit needs no zeros.
+    compile_graph(depthwise_graph("binary"), ArrayConfig("binary", memory=MemoryConfig(lines=16)))
 
 
 def test_refuses_gains_beyond_the_array() -> None:
@@ -77,17 +124,49 @@ def test_refuses_what_does_not_fit(memory: MemoryConfig, message: str) -> None:
 
 def test_refuses_sums_that_could_overflow() -> None:
     graph = conv_graph(fmt="pot4", channels=9, level=128)  # 81 products of up to 128 * 128, in a 20-bit accumulator
-    config = ArrayConfig("pot4", rows=4, cols=4, acc_bits=20)
-    with pytest.raises(CompileError) as caught:
-        compile_graph(graph, config)
-    found = re.fullmatch(r"layer 'conv': an accumulator could reach (-?\d+)\.\.(\d+), more than acc_bits = 20 hold: "
-                         r"acc_bits = (\d+) would do", str(caught.value))
-    assert found is not None
-    assert int(found[1]) <= -128 * 81 * 128 and int(found[2]) >= 127 * 81 * 128
-    enough = int(found[3])
-    compile_graph(graph, ArrayConfig("pot4", rows=4, cols=4, acc_bits=enough))
-    with pytest.raises(CompileError, match="would do"):
-        compile_graph(graph, ArrayConfig("pot4", rows=4, cols=4, acc_bits=enough - 1))
+    message = (f"layer 'conv': a sum could reach {-128 * 81 * 128}..{127 * 81 * 128} with its bias, more than "
+               f"acc_bits = {{}} hold: acc_bits = 22 would do")
+    for acc_bits in (20, 21):
+        refuses(graph, ArrayConfig("pot4", rows=4, cols=4, acc_bits=acc_bits), re.escape(message.format(acc_bits)))
+    compile_graph(graph, ArrayConfig("pot4", rows=4, cols=4, acc_bits=22))
+
+
+@pytest.mark.parametrize("kind", ["max", "sum"])
+def test_overflow_proof_covers_pools(kind: Literal["max", "sum"]) -> None:
+    most = 127 * (9 if kind == "sum" else 1)
+    for bias, fits in (((1 << 19) - 1 - most, True), ((1 << 19) - most, False)):
+        pool = Pool("pool", "x", "y", (3, 3), (1, 1), (0, 0, 0, 0), (1, 1), np.full(1, bias),
+                    np.ones(1, dtype=np.int64), np.full(1, 8), -128, 127, kind=kind)
+        graph = Graph(get_format("ternary"), 8, 2, (Tensor("x", 1, 3, 3, 0, 0), Tensor("y", 1, 1, 1, 0, 0)), (pool,),
+                      "x", "y", (1,))
+        if fits:
+            compile_graph(graph, ArrayConfig("ternary", acc_bits=20))
+        else:
+            refuses(graph, ArrayConfig("ternary", acc_bits=20), "layer 'pool': .* acc_bits = 21 would do")
+
+
+@pytest.mark.parametrize("array", ["int8", "ternary", "int4", "exp4", "pot3", "pot4"])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_sums_may_leave_an_accumulator_on_their_way(array: str, sign: int) -> None:
+    """Whatever planes, inversions and bias do in between, what fits in the end is right, to the last code."""
+    fmt = get_format("int8")
+    weights = np.array([[[[100, -27]], [[127, 1]], [[-128, -128]]]], dtype=np.int32) * sign
+    weights = np.clip(weights, *(fmt.levels[0], fmt.levels[-1])).astype(np.int32)
+    positive, negative = weights.clip(min=0).sum(), weights.clip(max=0).sum()
+    least, most = -128 * positive + 127 * negative, 127 * positive - 128 * negative
+    largest, smallest = (np.where(weights > 0, *ends)[0] for ends in ((127, -128), (-128, 127)))
+    for bias, worst in (((1 << 17) - 1 - most, largest), (-(1 << 17) - least, smallest)):
+        # A gain that leaves the top 8 bits, so that a wrong sign could not go unnoticed.
+        node = Conv("conv", "x", "y", (1, 2), (1, 1), (0, 0, 0, 0), (1, 1), np.full(1, bias), np.ones(1, np.int64),
+                    np.full(1, 10), -128, 127, weights=weights, format=fmt)
+        graph = Graph(get_format(array), 8, 2, (Tensor("x", 3, 1, 2, 0, 0), Tensor("y", 1, 1, 1, 0, 0)), (node,),
+                      "x", "y", (1,))
+        config = ArrayConfig(array, rows=1, cols=1, acc_bits=18, pe="multiplier" if array == "int8" else "shift")
+        codes = worst[None].astype(np.int8)
+        expected = golden.run(graph, codes)["y"]
+        assert expected.item() == (127 if worst is largest else -128)
+        assert np.array_equal(run(compile_graph(graph, config), codes), expected)
+        refuses(graph, replace(config, acc_bits=17), "layer 'conv': a sum could reach .* acc_bits = 18 would do")
 
 
 def test_overflow_proof_counts_the_bias() -> None:
@@ -190,12 +269,12 @@ def test_a_packed_graph_computes_the_same(seed: int) -> None:
 def test_packing_is_chosen_by_tiles_and_dropped_where_it_does_not_fit() -> None:
     graph = conv_graph(channels=3)
     config = ArrayConfig("ternary")
-    assert packing_windows(graph, config) == [(3, 3), (1, 3), (1, 1)]
+    assert packing_windows(network_shape(graph), config) == [(3, 3), (1, 3), (1, 1)]
     assert compile_graph(graph, config).input_window == (3, 3)
     # 27 channels of a pixel take two words; 9 take one.
     small = ArrayConfig("ternary", memory=MemoryConfig(activations=50))
     assert compile_graph(graph, small).input_window == (1, 3)
-    assert packing_windows(conv_graph(channels=16), config) == [(1, 1)]
+    assert packing_windows(network_shape(conv_graph(channels=16)), config) == [(1, 1)]
 
 
 def test_unused_lanes_count_as_the_constants_that_they_are() -> None:

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nomul.graph import Conv, Graph, Tensor
+from nomul.graph import Concat, Conv, Graph, Tensor
 from nomul.quantize.config import QuantizeError
 from nomul.quantize.fake_quant import FakeQuant
 from nomul_hw.formats import WeightFormat, get_format
@@ -53,7 +53,7 @@ def check(graph: Graph, x: torch.Tensor, *, dtype: torch.dtype = torch.float64) 
 @given(seed=st.integers(0, 2**32 - 1))
 def test_random_graphs(seed):
     rng = np.random.default_rng(seed)
-    graph = random_graph(rng, nodes=int(rng.integers(1, 5)), max_shift=63)
+    graph = random_graph(rng, nodes=int(rng.integers(1, 5)), max_shift=63, mixed=bool(rng.integers(2)))
     check(graph, reals(graph, input_codes(graph, rng, 4)))
 
 
@@ -77,6 +77,30 @@ def test_float32():
     tensors = (Tensor("x", c, 20, 20, -5, -128), Tensor("y", n, 20, 20, -3, 0))
     graph = Graph(get_format("ternary"), 8, 2, tensors, (node,), "x", "y", (n, 20, 20))
     check(graph, reals(graph, input_codes(graph, rng, 32)), dtype=torch.float32)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("groups", "n"), [(16, 16), (16, 32), (4, 24)])
+def test_groups(dtype, groups, n):
+    """Depthwise and other grouped convolutions have fast paths of their own."""
+    rng = np.random.default_rng(groups)
+    weights = rng.integers(-128, 127, (n, 16 // groups, 3, 3), dtype=np.int32, endpoint=True)
+    node = Conv("conv", "x", "y", (3, 3), (2, 1), (0, 1, 1, 1), (1, 1), rng.integers(-999, 999, n),
+                rng.choice([1, 3], n), rng.integers(4, 15, n), -128, 127, weights=weights, groups=groups,
+                format=get_format("int8"))
+    tensors = (Tensor("x", 16, 19, 20, -5, -128), Tensor("y", n, 9, 20, -3, 0))
+    graph = Graph(get_format("ternary"), 8, 2, tensors, (node,), "x", "y", (n, 9, 20))
+    check(graph, reals(graph, input_codes(graph, rng, 8)), dtype=dtype)
+
+
+def test_concat():
+    """Of the input and a tensor that was clamped, one of them twice."""
+    grid = {"height": 2, "width": 3, "exponent": -4, "zero_point": -128}
+    tensors = (Tensor("x", 1, **grid), Tensor("y", 2, **grid), Tensor("z", 4, **grid))
+    node = Conv("conv", "x", "y", (1, 1), (1, 1), (0, 0, 0, 0), (1, 1), np.full(2, 128), np.ones(2, np.int64),
+                np.zeros(2, np.int64), -100, 100, weights=np.ones((2, 1, 1, 1), np.int32))
+    graph = Graph(get_format("ternary"), 8, 2, tensors, (node, Concat("both", ("x", "y", "x"), "z")), "x", "z", (24,))
+    check(graph, reals(graph, input_codes(graph, np.random.default_rng(0), 4)))
 
 
 def wide_graph(magnitude: int, *, shift: int = 8, multiplier: int = 1) -> Graph:

@@ -14,12 +14,13 @@ import safetensors.numpy
 from nomul.compiler import Program, compile_graph
 from nomul.container import FileFormatError
 from nomul.files import EXTENSION, graph_hash, load_graph, load_program, save_graph, save_program
-from nomul.graph import Conv, Graph, Pool
+from nomul.graph import Concat, Conv, Graph, Pool, Tensor
 from nomul_hw.config import ArrayConfig, MemoryConfig
 from nomul_hw.formats import FORMATS, get_format
 from tests.graphs import random_graph
 
 GRAPH_FILES = ["graph.json", "graph.safetensors"]
+NARROW = ArrayConfig("ternary", act_bits=4)
 PROGRAM_FILES = ["manifest.json", "program.safetensors", "graph/graph.json", "graph/graph.safetensors"]
 
 
@@ -44,6 +45,7 @@ def assert_same(a, b):
     for field in fields(a):
         x, y = getattr(a, field.name), getattr(b, field.name)
         if isinstance(x, np.ndarray):
+            assert isinstance(y, np.ndarray)
             assert x.dtype == y.dtype and y.flags.writeable
             np.testing.assert_array_equal(x, y)
         elif field.name in ("nodes", "layers"):
@@ -100,6 +102,31 @@ def test_graph_round_trip(tmp_path, fmt):
         assert json.loads((path / "graph.json").read_text())["sha256"] == graph_hash(graph)
 
 
+def test_mixed_graph_round_trip(tmp_path):
+    """Groups, formats of their own and concatenations."""
+    for seed in range(20):
+        graph = random_graph(np.random.default_rng(seed), nodes=6, mixed=True)
+        path = save_graph(graph, tmp_path / "g")
+        assert_same(graph, load_graph(path))
+        before = (path / "graph.json").read_bytes()
+        save_graph(load_graph(path), path)
+        assert (path / "graph.json").read_bytes() == before
+
+
+def test_only_what_is_not_usual_is_written(tmp_path, graph):
+    """Groups and formats cost nothing where there are none; uniform formats are written by their bits."""
+    nodes = json.loads((save_graph(graph, tmp_path / "g") / "graph.json").read_text())["nodes"]
+    assert not any({"groups", "format"} & set(node) for node in nodes)
+    index, node = next((i, node) for i, node in enumerate(graph.nodes) if isinstance(node, Conv))
+    wide = replace(node, format=get_format("int16"), weights=node.weights * 32767)
+    graph = replace(graph, nodes=(*graph.nodes[:index], wide, *graph.nodes[index + 1:]))
+    path = save_graph(graph, tmp_path / "g")
+    written = json.loads((path / "graph.json").read_text())
+    assert written["nodes"][index]["format"] == {"name": "int16", "bits": 16}
+    assert written["arrays"][f"{node.name}.weights"]["dtype"] == "int16"
+    assert_same(graph, load_graph(path))
+
+
 def test_program_round_trip(tmp_path, program):
     assert save_program(program, str(tmp_path / "p")) == tmp_path / "p"
     assert_same(program, load_program(str(tmp_path / "p")))
@@ -125,7 +152,7 @@ def test_contents_are_plain(tmp_path, graph):
 
     text = (path / "graph.json").read_text()
     document = json.loads(text, parse_float=no_float)
-    assert (document["format"], document["version"]) == ("nomul.graph", "1.0")
+    assert (document["format"], document["version"]) == ("nomul.graph", "2.0")
     assert text == json.dumps(document, sort_keys=True, indent=1) + "\n"
     data = (path / "graph.safetensors").read_bytes()
     header = json.loads(data[8:8 + int.from_bytes(data[:8], "little")])
@@ -142,7 +169,15 @@ def test_hash_sees_every_value(graph):
                    {"bias": node.bias + 1}, {"shift": node.shift + 1}):
         seen.add(graph_hash(replace(graph, nodes=(replace(node, **change), *graph.nodes[1:]))))
     seen.add(graph_hash(replace(graph, gain_terms=3)))
-    assert len(seen) == 5
+    index, conv = next((i, node) for i, node in enumerate(graph.nodes) if isinstance(node, Conv))
+    own = replace(conv, format=get_format("int8"))
+    seen.add(graph_hash(replace(graph, nodes=(*graph.nodes[:index], own, *graph.nodes[index + 1:]))))
+    last = graph.tensor(graph.output)
+    twice = replace(last, name="twice", channels=2 * last.channels)
+    for name in ("a", "b"):
+        seen.add(graph_hash(replace(graph, tensors=(*graph.tensors, twice),
+                                    nodes=(*graph.nodes, Concat(name, (last.name, last.name), "twice")))))
+    assert len(seen) == 8
 
 
 # Writing --------------------------------------------------------------------------------------------------------
@@ -287,9 +322,10 @@ def test_unreadable(tmp_path, graph):
     ('{"format": 3}', "format must be a string"),
     ('{"format": "\\ud800"}', "format must be a string"),
     ('{"format": "onnx"}', "is a 'onnx', not a nomul.graph"),
-    ('{"format": "nomul.graph", "version": "2.0"}', "has version '2.0'; this release of nomul reads 1.x"),
-    ('{"format": "nomul.graph", "version": "10.0"}', "has version '10.0'; this release of nomul reads 1.x"),
-    ('{"format": "nomul.graph", "version": "1.7", "sha256": ""}',
+    ('{"format": "nomul.graph", "version": "3.0"}', "has version '3.0'; this release of nomul reads 1.x to 2.x"),
+    ('{"format": "nomul.graph", "version": "10.0"}', "has version '10.0'; this release of nomul reads 1.x to 2.x"),
+    ('{"format": "nomul.graph", "version": "0.1"}', "has version '0.1'; this release of nomul reads 1.x to 2.x"),
+    ('{"format": "nomul.graph", "version": "2.7", "sha256": ""}',
      "is corrupt: its SHA-256 does not match its contents"),
 ])
 def test_corrupt_document(tmp_path, graph, text, problem):
@@ -300,7 +336,16 @@ def test_corrupt_document(tmp_path, graph, text, problem):
 
 def test_newer_minor_version_loads(tmp_path, graph):
     path = save_graph(graph, tmp_path / "g")
-    rewrite(path / "graph.json", lambda content: content.update(version="1.9", unheard_of=["addition"]))
+    rewrite(path / "graph.json", lambda content: content.update(version="2.9", unheard_of=["addition"]))
+    assert_same(graph, load_graph(path))
+
+
+def test_version_1_loads(tmp_path):
+    """It listed the levels of uniform formats too."""
+    graph = random_graph(np.random.default_rng(0), fmt="int4")
+    path = save_graph(graph, tmp_path / "g")
+    rewrite(path / "graph.json", lambda content: content.update(
+        version="1.0", weight_format={"name": "int4", "levels": list(range(-8, 8))}))
     assert_same(graph, load_graph(path))
 
 
@@ -450,14 +495,43 @@ def test_contradicting_graph(tmp_path, graph, change, problem):
     refused(load_graph, path, f"{path / 'graph.json'}: {problem}")
 
 
+@pytest.mark.parametrize(("at", "change", "problem"), [
+    ("conv", {"groups": 2}, "node 'conv' has weights of shape (4, 1, 1, 1); expected (4, 2, 1, 1)"),
+    ("conv", {"groups": 0}, "node 'conv' has 0 groups, which do not divide its 4 input and 4 output channels"),
+    ("conv", {"groups": "4"}, "nodes[0]: groups must be an integer"),
+    ("conv", {"format": "int8"}, "nodes[0]: format must be an object"),
+    ("conv", {"format": {}}, "Format name must be a string, not None"),
+    ("conv", {"format": {"name": "int99", "bits": 99}}, "A uniform format has 2 to 16 bits, not 99"),
+    ("conv", {"format": {"name": "int8", "bits": 8}}, "node 'conv' has weights that are not levels of format 'int8'"),
+    ("join", {"inputs": "x"}, "nodes[1]: inputs must be a list of strings"),
+    ("join", {"inputs": ["x", 1]}, "nodes[1]: inputs must be a list of strings"),
+    ("join", {"inputs": ["x"]}, "node 'join' concatenates 1 tensors; it takes two or more"),
+    ("join", {"inputs": ["x", "ghost"]}, "node 'join' reads 'x' and 'ghost' and writes 'z': not in execution order"),
+    ("join", {"inputs": ["x", "x", "y"]}, "node 'join' concatenates 4 + 4 + 4 channels, but its output has 8"),
+])
+def test_contradicting_mixed_graph(tmp_path, at, change, problem):
+    grid = {"height": 1, "width": 1, "exponent": 0, "zero_point": 0}
+    tensors = (Tensor("x", 4, **grid), Tensor("y", 4, **grid), Tensor("z", 8, **grid))
+    weights = np.asarray([200, -3, 0, 255], np.int32).reshape(4, 1, 1, 1)
+    conv = Conv("conv", "x", "y", (1, 1), (1, 1), (0, 0, 0, 0), (1, 1), np.zeros(4, np.int64), np.ones(4, np.int64),
+                np.zeros(4, np.int64), -128, 127, weights=weights, groups=4, format=get_format("int9"))
+    graph = Graph(get_format("ternary"), 8, 2, tensors, (conv, Concat("join", ("x", "y"), "z")), "x", "z", (8,))
+    path = save_graph(graph, tmp_path / "g")
+    assert_same(graph, load_graph(path))
+    rewrite(path / "graph.json", lambda c: next(node for node in c["nodes"] if node["name"] == at).update(change))
+    refused(load_graph, path, f"{path / 'graph.json'}: {problem}")
+
+
 @pytest.mark.parametrize(("change", "problem"), [
     (lambda c: c["config"]["array"].update(rows=5),
      "was compiled for another version of the machine: compile its graph again"),
     (lambda c: c["config"]["array"].update(rows=0), "array.rows must be in 1..256, not 0"),
-    (lambda c: c.update(config_hash=ArrayConfig("pot3").hash, config=ArrayConfig("pot3").to_dict()),
-     "its graph was quantized for another array than its configuration says"),
+    (lambda c: c.update(config_hash=NARROW.hash, config=NARROW.to_dict()),
+     "its graph has activations of another width than its configuration says"),
     (lambda c: c["layers"][0].update(node="ghost"), "its graph has no 'ghost'"),
-    (lambda c: c["placements"].update(ghost={"bank": 0, "address": 0, "words": 1}), "its graph has no 'ghost'"),
+    (lambda c: c["placements"].update(ghost=c["placements"]["x"]), "its graph has no 'ghost'"),
+    (lambda c: c["placements"]["x"].update(channels=[0, 1], lanes=[0, 0]),
+     "placements: x: its channels are not in order"),
     (lambda c: c["placements"]["x"].update(bank=2), "placements: x: lies outside the activation memory"),
     (lambda c: c["placements"]["x"].update(words=4097), "placements: x: lies outside the activation memory"),
     (lambda c: c["layers"].pop(), "its descriptors contradict its layers"),

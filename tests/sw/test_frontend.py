@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from nomul.frontend import INPUT, FloatConv, FloatGraph, FloatPool, UnsupportedError, import_module
+from nomul.frontend import INPUT, FloatConcat, FloatConv, FloatGraph, FloatPool, UnsupportedError, import_module
 from nomul.frontend.importer import export_program
 from nomul.frontend.operators import OPERATORS
 
@@ -20,12 +20,16 @@ pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even k
 #: is held to the alias table only; add its list when the project moves to it.
 SEEN = {
     "2.13": {
-        "aten.adaptive_avg_pool2d.default", "aten.add.Tensor", "aten.avg_pool2d.default", "aten.batch_norm.default",
-        "aten._native_batch_norm_legit_no_training.default", "aten.clamp.default", "aten.clamp_min.default",
-        "aten.clip.default", "aten.clone.default", "aten.conv2d.default", "aten.conv2d.padding", "aten.dropout.default",
-        "aten.feature_dropout.default", "aten.flatten.using_ints", "aten.hardtanh.default", "aten.linear.default",
-        "aten.max_pool2d.default", "aten.mean.dim", "aten.relu.default", "aten.relu6.default", "aten.reshape.default",
-        "aten.squeeze.dim", "aten.unsqueeze.default", "aten.view.default", "getitem",
+        "aten.adaptive_avg_pool1d.default", "aten.adaptive_avg_pool2d.default", "aten.add.Tensor",
+        "aten.avg_pool1d.default", "aten.avg_pool2d.default", "aten.batch_norm.default",
+        "aten._native_batch_norm_legit_no_training.default", "aten.cat.default", "aten.clamp.default",
+        "aten.clamp_min.default", "aten.clip.default", "aten.clone.default", "aten.concat.default",
+        "aten.concatenate.default", "aten.constant_pad_nd.default", "aten.conv1d.default", "aten.conv1d.padding",
+        "aten.conv2d.default", "aten.conv2d.padding", "aten.dropout.default", "aten.feature_dropout.default",
+        "aten.flatten.using_ints", "aten.hardtanh.default", "aten.hstack.default", "aten.linear.default",
+        "aten.max_pool1d.default", "aten.max_pool2d.default", "aten.mean.dim", "aten.pad.default", "aten.relu.default",
+        "aten.relu6.default", "aten.reshape.default", "aten.slice.Tensor", "aten.squeeze.dim", "aten.unsqueeze.default",
+        "aten.view.default", "getitem",
     },
 }
 
@@ -74,10 +78,15 @@ def random_module(seed):
     layers = []
     for _ in range(int(rng.integers(1, 4))):
         kernel = tuple(map(int, rng.integers(1, 4, 2)))
-        out = int(rng.integers(1, 6))
+        out, groups = int(rng.integers(1, 6)), 1
+        if rng.integers(2):  # depthwise, or two groups where there are
+            groups = channels if rng.integers(2) else 2 - channels % 2
+            out = groups * int(rng.integers(1, 3))
         same = bool(rng.integers(2))
+        if rng.integers(3) == 0:
+            layers.append(nn.ZeroPad2d(tuple(map(int, rng.integers(0, 3, 4)))))
         layers.append(nn.Conv2d(channels, out, kernel, stride=1 if same else int(rng.integers(1, 3)),
-                                padding="same" if same else tuple(map(int, rng.integers(0, 3, 2))),
+                                padding="same" if same else tuple(map(int, rng.integers(0, 3, 2))), groups=groups,
                                 dilation=int(rng.integers(1, 3)), bias=bool(rng.integers(2))))
         if rng.integers(2):
             layers.append(nn.BatchNorm2d(out))
@@ -97,7 +106,7 @@ def random_module(seed):
     return nn.Sequential(*layers), shape
 
 
-@pytest.mark.parametrize("seed", range(16))
+@pytest.mark.parametrize("seed", range(24))
 def test_random_modules(seed):
     assert_equal(*random_module(seed), seed=seed)
 
@@ -105,14 +114,30 @@ def test_random_modules(seed):
 @pytest.mark.parametrize("layer", [
     nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(3, 4, (2, 3), padding=(1, 2), stride=(2, 1)),
     nn.Conv2d(3, 4, (4, 2), padding="same", dilation=(1, 3)), nn.Conv2d(3, 4, 3, padding="valid", bias=False),
+    nn.Conv2d(3, 6, 3, groups=3), nn.Conv2d(3, 3, (5, 2), padding="same", groups=3, bias=False),
     nn.MaxPool2d(3, 2, 1), nn.MaxPool2d((2, 3), dilation=2), nn.MaxPool2d(3, 2, ceil_mode=True),
     nn.MaxPool2d(2, 3, 1, ceil_mode=True), nn.AvgPool2d(2), nn.AvgPool2d((3, 2), 1, (1, 0)),
     nn.AvgPool2d(3, divisor_override=5), nn.AdaptiveAvgPool2d(1), nn.AdaptiveAvgPool2d((3, None)),
     Apply(lambda x: x.mean((2, 3))), Apply(lambda x: x.mean([-1, -2], keepdim=True)),
-    Apply(lambda x: x.flatten(2).mean(-1)), nn.ReLU(),
+    Apply(lambda x: x.flatten(2).mean(-1)), nn.ReLU(), nn.ZeroPad2d((1, 0, 2, 3)), Apply(lambda x: x[:, :, ::2, ::3]),
+    Apply(lambda x: x[:, 1:]), Apply(lambda x: x[:, ::2, :, ::4]), Apply(lambda x: x[:, :3, 0:9:1].relu()),
+    nn.BatchNorm2d(3),
 ], ids=str)
 def test_layers(layer):
     assert_equal(nn.Sequential(layer), (3, 9, 8))
+
+
+@pytest.mark.parametrize("layer", [
+    nn.Conv1d(3, 4, 3, padding=1), nn.Conv1d(3, 6, 2, stride=2, dilation=3, groups=3, bias=False),
+    nn.Conv1d(3, 4, 4, padding="same"), nn.Conv1d(3, 4, 3, padding="valid"), nn.MaxPool1d(3, 2, 1), nn.MaxPool1d(2),
+    nn.MaxPool1d(3, 2, ceil_mode=True), nn.AvgPool1d(2), nn.AvgPool1d(3, 2, 1), nn.AdaptiveAvgPool1d(1),
+    nn.AdaptiveAvgPool1d(2), nn.BatchNorm1d(3), nn.ReLU(), nn.ZeroPad1d((2, 1)), nn.Dropout1d(),
+    Apply(lambda x: x.mean(-1)), Apply(lambda x: x[:, :, ::3]), Apply(lambda x: functional.pad(x, (1, 2, 0, 1))),
+    Apply(lambda x: x.unsqueeze(2).mean((2, 3))), nn.Sequential(nn.Flatten(), nn.Linear(30, 4)),
+], ids=str)
+def test_sequences(layer):
+    graph = assert_equal(nn.Sequential(nn.Conv1d(2, 3, 1), nn.BatchNorm1d(3), layer), (2, 10))
+    assert graph.input_shape == (2, 1, 10)
 
 
 @pytest.mark.parametrize("function", [
@@ -142,6 +167,17 @@ def spelled_modules():
         Apply(lambda x: x.clamp(0, 5).clamp_min(1).clip(max=4)), nn.AdaptiveAvgPool2d(1),
         Apply(lambda x: x.squeeze(-1).squeeze(-1).unsqueeze(1).view(len(x), -1).reshape(len(x), 4)), nn.Linear(4, 3)
     ), (2, 6, 6)
+    yield nn.Sequential(
+        nn.ZeroPad2d(1), nn.Conv2d(2, 4, 3, groups=2), nn.ReLU(), Apply(lambda x: functional.pad(x, (1, 0, 2, 1))),
+        Apply(lambda x: torch.cat([x, x.relu()], 1)), Apply(lambda x: torch.concat([x, x], -3)[:, :, ::2]),
+        Apply(lambda x: torch.hstack([x, torch.concatenate([x, x], dim=1)])), Apply(lambda x: x[:, :8]),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+    ), (2, 6, 6)
+    yield nn.Sequential(
+        nn.ConstantPad1d(1, 0.0), nn.Conv1d(2, 4, 3), nn.BatchNorm1d(4), nn.ReLU(), nn.MaxPool1d(2), nn.AvgPool1d(2),
+        nn.Conv1d(4, 4, 3, padding="same"), nn.AdaptiveAvgPool1d(1), nn.Flatten(),
+    ), (2, 12)
+    yield nn.Sequential(Apply(lambda x: torch.constant_pad_nd(x, (1, 1))), nn.Conv2d(2, 2, 1)), (2, 4, 4)
 
 
 def test_spellings():
@@ -216,6 +252,16 @@ def test_dead_channels_become_constants():
 
 def test_batch_norm_without_parameters():
     assert_equal(nn.Sequential(nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3, affine=False)), (2, 5, 5))
+
+
+@pytest.mark.parametrize("layers", [
+    [nn.BatchNorm2d(2), nn.Conv2d(2, 3, 1)], [nn.Conv2d(2, 3, 1), nn.ReLU(), nn.BatchNorm2d(3), nn.ReLU()],
+    [nn.Conv2d(2, 3, 1), nn.BatchNorm2d(3), nn.BatchNorm2d(3)], [nn.MaxPool2d(2), nn.BatchNorm2d(2)],
+], ids=["first", "after relu", "twice", "after a pool"])
+def test_batch_norms_of_their_own(layers):
+    """What no convolution can take over is a depthwise one."""
+    graph = assert_equal(nn.Sequential(*layers), (2, 4, 4))
+    assert any(isinstance(layer, FloatConv) and layer.groups > 1 and layer.taps == 1 for layer in graph.layers)
 
 
 def test_training_flags_survive():
@@ -396,6 +442,143 @@ def test_random_networks(seed):
     assert_equal(Graph(wire, **layers, last=conv(2)), (4, 5, 6), seed=seed)
 
 
+# Concatenations ------------------------------------------------------------------------------------------------------
+
+
+def joined(graph):
+    """Names, and what they read, of all concatenations."""
+    return {layer.name: layer.inputs for layer in graph.layers if isinstance(layer, FloatConcat)}
+
+
+@pytest.mark.parametrize("wire", [
+    lambda m, x: torch.cat([m.a(x), m.b(x)], 1), lambda m, x: torch.cat([m.a(x), m.b(x)], -3),
+    lambda m, x: torch.concat((m.a(x), m.b(x)), dim=1), lambda m, x: torch.hstack((m.a(x), m.b(x))),
+])
+def test_concatenation(wire):
+    graph = assert_equal(Graph(wire, a=conv(), b=conv(3)), (4, 6, 5))
+    assert list(joined(graph).values()) == [("a", "b")] and graph.output_shape == (7, 6, 5)
+
+
+def test_concatenation_goes_on():
+    def wire(m, x):
+        y = torch.cat([x, m.a(x)], 1)
+        return m.b(functional.max_pool2d(torch.cat([y, m.c(y), x], 1), 2))
+
+    graph = assert_equal(Graph(wire, a=conv(3), b=conv(2, 13, groups=1), c=conv(2, 7)), (4, 6, 5))
+    assert joined(graph) == {"cat": (INPUT, "a"), "cat_2": ("cat", "c", INPUT)}
+
+
+def test_concatenation_of_one_tensor():
+    assert joined(assert_equal(Graph(lambda m, x: torch.cat([m.a(x)], 1), a=conv()), (4, 3, 3))) == {}
+    graph = assert_equal(Graph(lambda m, x: torch.cat([y := m.a(x), y], 1), a=conv()), (4, 3, 3))
+    assert joined(graph) == {"cat": ("a", "a")}
+
+
+def test_concatenation_of_sequences_and_features():
+    module = Graph(lambda m, x: torch.cat([m.a(x), x], -2), a=nn.Conv1d(2, 3, 3, padding=1))
+    assert joined(assert_equal(module, (2, 7))) == {"cat": ("a", INPUT)}
+    module = Graph(lambda m, x: m.b(torch.cat([m.a(x), x], -1)), a=nn.Linear(3, 4), b=nn.Linear(7, 2))
+    assert joined(assert_equal(module, (3,))) == {"cat": ("a", INPUT)}
+
+
+def test_concatenation_of_flattened_maps():
+    module = Graph(lambda m, x: m.b(torch.cat([m.a(x).flatten(1), x.flatten(1)], 1)), a=conv(3), b=nn.Linear(63, 2))
+    graph = assert_equal(module, (4, 3, 3))
+    assert joined(graph) == {"cat": ("a", INPUT)} and graph.layers[-1].kernel == (3, 3)
+
+
+def test_clamps_of_concatenations_are_those_of_their_parts():
+    module = Graph(lambda m, x: functional.relu6(torch.cat([m.a(x), torch.cat([m.b(x), x], 1)], 1).clamp(-1, 4)),
+                   a=conv(), b=conv())
+    graph = assert_equal(module, (4, 3, 3))
+    lows = {layer.name: (layer.low, layer.high) for layer in graph.layers if not isinstance(layer, FloatConcat)}
+    assert lows == {"a": (0, 4), "b": (0, 4), "clamp": (0, 4)} and list(joined(graph).values()) == [
+        ("b", "clamp"), ("a", "cat")]
+    module = Graph(lambda m, x: functional.relu(y := torch.cat([m.a(x), x], 1)) + y, a=conv())
+    assert wiring_of(assert_equal(module, (4, 3, 3))) == [("a", (INPUT,)), ("cat", ("a", INPUT)), ("relu", ("cat",)),
+                                                         ("add", ("relu", "cat"))]
+
+
+def wiring_of(graph):
+    return [(layer.name, layer.sources) for layer in graph.layers]
+
+
+def test_concatenated_and_added():
+    module = Graph(lambda m, x: torch.cat([x, x], 1) + m.b(torch.cat([m.a(x), x], 1)), a=conv(), b=conv(8, 8))
+    assert wiring_of(assert_equal(module, (4, 3, 3))) == [
+        ("cat", (INPUT, INPUT)), ("a", (INPUT,)), ("cat_2", ("a", INPUT)), ("b", ("cat_2", "cat"))]
+
+
+# Values that only move -----------------------------------------------------------------------------------------------
+
+
+def geometry(module, shape=(4, 6, 5)):
+    """Import a module, compare it with PyTorch, return (kernel, stride, padding) of every layer."""
+    return [(layer.kernel, layer.stride, layer.padding) for layer in assert_equal(module, shape).layers]
+
+
+ONE = (1, 1)
+
+
+def test_padding_becomes_the_window_s_own():
+    pads = Graph(lambda m, x: m.a(functional.pad(m.p(x), (0, 2, 0, 1))), p=nn.ZeroPad2d((1, 2, 3, 4)), a=conv(2))
+    assert geometry(pads) == [((3, 3), ONE, (4, 2, 6, 5))]
+    for pool in (nn.AvgPool2d(3, 2, 1), nn.AvgPool2d(2)):
+        assert len(geometry(nn.Sequential(nn.ConstantPad2d(1, 0), pool))) == 1
+    module = Graph(lambda m, x: torch.cat([m.a(y := functional.pad(x, (1, 0))), m.b(y)], 1), a=conv(), b=conv(2))
+    graph = assert_equal(module, (4, 6, 5))
+    assert [layer.padding for layer in graph.layers[:2]] == [(1, 2, 1, 1)] * 2 and len(graph.layers) == 3
+
+
+def test_padding_of_maximum_pools():
+    """Zeros never win where nothing is negative; else they have to be there."""
+    pad = nn.ZeroPad2d((0, 1, 1, 0))
+    assert geometry(nn.Sequential(conv(), nn.ReLU(), pad, nn.MaxPool2d(2)))[1:] == [((2, 2), (2, 2), (1, 0, 0, 1))]
+    assert geometry(nn.Sequential(conv(), nn.ReLU(), nn.MaxPool2d(2, 1), pad, nn.MaxPool2d(2, 1)))[2:] == [
+        ((2, 2), ONE, (1, 0, 0, 1))]
+    assert geometry(nn.Sequential(conv(), pad, nn.MaxPool2d(2)))[1:] == [(ONE, ONE, (1, 0, 0, 1)),
+                                                                        ((2, 2), (2, 2), (0, 0, 0, 0))]
+    # A window that sees nothing but zeros has a maximum of 0.
+    assert len(geometry(nn.Sequential(conv(), nn.ReLU(), nn.ZeroPad2d(2), nn.MaxPool2d(2)))) == 3
+    assert len(geometry(nn.Sequential(conv(), Apply(lambda x: x.clamp(-2, -1)), pad, nn.MaxPool2d(2)))) == 3
+
+
+def test_padding_that_is_used_otherwise():
+    module = Graph(lambda m, x: (y := functional.pad(x, (1, 1, 1, 1))) + m.a(y), a=conv())
+    assert geometry(module) == [(ONE, ONE, (1,) * 4), ((3, 3), ONE, (2,) * 4)]
+    assert geometry(nn.Sequential(conv(), nn.ZeroPad2d(1))) == [((3, 3), ONE, (1,) * 4), (ONE, ONE, (1,) * 4)]
+
+
+def test_slices_become_strides():
+    assert geometry(nn.Sequential(Apply(lambda x: x[:, :, ::2, ::3]), nn.Conv2d(4, 2, 1))) == [(ONE, (2, 3), (0,) * 4)]
+    assert geometry(nn.Sequential(nn.ZeroPad2d(1), Apply(lambda x: x[..., ::2]), nn.Conv2d(4, 2, 1, stride=2))) == [
+        (ONE, (2, 4), (1,) * 4)]
+    assert geometry(nn.Sequential(Apply(lambda x: x[:, :, ::2, ::2]), nn.Conv2d(4, 2, 2))) == [
+        (ONE, (2, 2), (0,) * 4), ((2, 2), ONE, (0,) * 4)]  # holes in a window are for dilations
+
+
+def test_shortcut_without_weights():
+    """As in the published ResNet-20: one convolution of zeros and ones, which adds too."""
+    def wire(m, x):
+        return functional.relu(m.a(x) + functional.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 2, 2), "constant", 0))
+
+    module = Graph(wire, a=conv(8, stride=2))
+    graph = assert_equal(module, (4, 6, 6))
+    assert wiring_of(graph) == [("a", (INPUT,)), ("pad", (INPUT, "a"))]
+    pad = graph.layers[1]
+    assert (pad.stride, pad.low) == ((2, 2), 0)
+    np.testing.assert_array_equal(pad.weights[:, :, 0, 0], np.eye(8)[:, 2:6])
+
+
+def test_names_of_subclasses():
+    class Same(nn.Conv2d):
+        def forward(self, x):
+            return super().forward(functional.pad(x, (0, 1, 0, 1)))
+
+    graph = assert_equal(nn.Sequential(Same(2, 2, 2, bias=False), Same(2, 2, 2), nn.BatchNorm2d(2)), (2, 4, 4))
+    assert [layer.name for layer in graph.layers] == ["0", "1"]
+
+
 # What cannot be imported ---------------------------------------------------------------------------------------------
 
 
@@ -405,18 +588,18 @@ class Residual(nn.Module):
     def __init__(self):
         super().__init__()
         self.stem = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.SiLU())
-        self.depthwise = nn.Conv2d(4, 4, 3, padding=1, groups=4)
+        self.up = nn.ConvTranspose2d(4, 4, 1, groups=4)
         self.norm = nn.BatchNorm2d(4)
         self.head = nn.Linear(8, 3)
         self.softmax = nn.Softmax(dim=1)
 
     def forward(self, x):
         x = self.stem(x)
-        y = functional.relu(self.norm(self.depthwise(x)))
+        y = functional.relu(self.norm(self.up(x)))
         x = x + y
-        x = torch.cat([x, y], 1)
+        x = torch.cat([x, y], 2)
         x = functional.avg_pool2d(x, 3, 1, 1, count_include_pad=False)
-        return self.softmax(self.head(x.mean((2, 3))))
+        return self.softmax(self.head(torch.cat([x, x], 1).mean((2, 3))))
 
 
 def test_all_offenders_in_one_error():
@@ -424,20 +607,20 @@ def test_all_offenders_in_one_error():
         import_module(Residual(), torch.zeros(2, 3, 8, 8))
     assert [(o.operator, o.module) for o in caught.value.offenders] == [
         ("aten.silu.default", "stem.2 (SiLU)"),
-        ("aten.conv2d.default", "depthwise (Conv2d)"),
+        ("aten.conv_transpose2d.input", "up (ConvTranspose2d)"),
         ("aten.cat.default", "the top module (Residual)"),
         ("aten.avg_pool2d.default", "the top module (Residual)"),
         ("aten.softmax.int", "softmax (Softmax)"),
     ]
-    for offender, line in zip(caught.value.offenders, ["self.stem(x)", "self.depthwise(x)", "torch.cat",
+    for offender, line in zip(caught.value.offenders, ["self.stem(x)", "self.up(x)", "torch.cat",
                                                        "avg_pool2d", "self.softmax("], strict=True):
         assert "test_frontend.py:" in offender.source and line in offender.source
     message = str(caught.value).splitlines()
     assert message[0] == "The machine cannot run this network:"
     assert len(message) == 6
     assert message[1].endswith(": use ReLU, ReLU6 or Hardtanh")
-    assert message[2].endswith(": depthwise convolution is not supported yet")
-    assert message[3].endswith(": concatenation is not supported yet")
+    assert message[2].endswith(": use upsampling on the host or a strided convolution")
+    assert message[3].endswith(": it concatenates along axis 2 of (2, 4, 8, 8), not along the channels")
 
 
 class Parametrized(nn.Module):
@@ -452,14 +635,26 @@ class Parametrized(nn.Module):
 
 
 @pytest.mark.parametrize(("module", "reason"), [
-    (nn.Sequential(nn.BatchNorm2d(3)), "right after a convolution or a linear layer"),
-    (nn.Sequential(nn.Conv2d(3, 3, 1), nn.ReLU(), nn.BatchNorm2d(3)), "right after a convolution or a linear layer"),
-    (nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), nn.BatchNorm2d(3)), "right after a convolution"),
     (nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3, track_running_stats=False)), "statistics"),
-    (nn.Sequential(nn.Conv2d(3, 6, 1, groups=3)), r"grouped convolution \(3 groups\) is not supported yet"),
+    (nn.Sequential(nn.Conv2d(3, 4, 1), nn.Flatten(), nn.BatchNorm1d(140)), r"normalizes 140 channels of \(4, 5, 7\)"),
+    (nn.Sequential(nn.Unflatten(1, (1, 3)), nn.Conv3d(1, 4, 1)), "only one- and two-dimensional convolutions"),
     (nn.Sequential(nn.ConvTranspose2d(3, 4, 2)), "strided convolution"),
     (nn.Sequential(nn.Conv2d(3, 4, 3, padding=1, padding_mode="circular")), "aten.pad.default"),
-    (nn.Sequential(nn.ZeroPad2d(1), nn.Conv2d(3, 4, 3)), "padding of the convolution"),
+    (nn.Sequential(nn.ConstantPad2d(1, 0.5), nn.Conv2d(3, 4, 3)), "only padding with zeros"),
+    (nn.Sequential(nn.ReflectionPad2d(1), nn.Conv2d(3, 4, 3)), "only padding with zeros"),
+    (nn.Sequential(nn.ZeroPad2d((1, -1, 0, 0)), nn.Conv2d(3, 4, 3)), "it crops"),
+    (nn.Sequential(Apply(lambda x: functional.pad(x, (0, 0, 0, 0, 0, 0, 1, 0))), nn.Conv2d(3, 4, 3)), "pads the batch"),
+    (nn.Sequential(Apply(lambda x: x[:, :, 1:]), nn.Conv2d(3, 4, 3)), "it crops"),
+    (nn.Sequential(Apply(lambda x: x[:, :, :-1]), nn.Conv2d(3, 4, 3)), "it crops"),
+    (nn.Sequential(Apply(lambda x: x[:, 0])), "slice with a range"),
+    (nn.Sequential(Apply(lambda x: x[:2]), nn.Conv2d(3, 4, 3)), "picks samples"),
+    (nn.Sequential(Apply(lambda x: torch.cat([x, torch.ones(2, 1, 5, 7)], 1))), "it concatenates a constant"),
+    (nn.Sequential(Apply(lambda x: torch.cat([x, x], 0))), "along axis 0"),
+    (nn.Sequential(Apply(lambda x: torch.stack([x, x], 1))), "concatenate along the channels"),
+    (Graph(lambda m, x: torch.cat([x.flatten(1), m.a(x).flatten(1)], 1), a=nn.Conv2d(3, 3, 2)),
+     r"reshaped from \(3, 5, 7\), \(3, 4, 6\)"),
+    (nn.Sequential(nn.Flatten(2), nn.MaxPool1d(2)), r"reshaped from \(2, 3, 5, 7\) to \(2, 3, 35\)"),
+    (nn.Sequential(nn.AvgPool2d((5, 1)), nn.Flatten(2), nn.MaxPool2d(1)), r"reshaped from \(2, 3, 1, 7\)"),
     (nn.Sequential(nn.AvgPool2d(2, ceil_mode=True)), "ceil_mode=True"),
     (nn.Sequential(nn.AvgPool2d(3, 1, 1, count_include_pad=False)), "count_include_pad=False"),
     (nn.Sequential(nn.AdaptiveAvgPool2d(3)), "windows differ in size"),
@@ -485,9 +680,11 @@ class Parametrized(nn.Module):
     (nn.Sequential(Apply(lambda x: x if x.sum() > 0 else -x)), "PyTorch cannot export Sequential"),
     (nn.Sequential(nn.Conv2d(2, 4, 1)), r"PyTorch cannot export Sequential for an input of shape \(2, 3, 5, 7\)"),
 ], ids=[
-    "norm first", "norm after relu", "norm twice", "norm of the batch", "groups", "transposed", "circular", "zero pad",
-    "ceil", "exclude pad", "adaptive", "linear on a map", "unflatten", "batch mixed", "channel mean", "softmax",
-    "dropout", "cosine", "scaled sum", "sum with a number", "sum with a constant", "broadcast", "sum of reshapes",
+    "norm of the batch", "norm of a flattened map", "3-D", "transposed", "circular", "pad with a number", "reflect",
+    "crop", "pad the batch", "slice", "slice the end", "select", "samples", "cat with a constant", "cat of samples",
+    "stack", "cat of unlike maps", "1-D over a map", "2-D over a sequence", "ceil", "exclude pad", "adaptive",
+    "linear on a map", "unflatten", "batch mixed", "channel mean", "softmax", "dropout",
+    "cosine", "scaled sum", "sum with a number", "sum with a constant", "broadcast", "sum of reshapes",
     "parametrized", "two outputs", "nothing", "constant", "indices", "branch", "wrong shape",
 ])
 def test_unsupported(module, reason):
@@ -496,8 +693,8 @@ def test_unsupported(module, reason):
 
 
 def test_wrong_input_rank():
-    with pytest.raises(UnsupportedError, match=r"must be \(N, C, H, W\) or \(N, features\)"):
-        import_module(nn.Sequential(nn.Conv1d(2, 3, 1)), torch.zeros(2, 2, 5))
+    with pytest.raises(UnsupportedError, match=r"must be \(N, C, H, W\), \(N, C, L\) or \(N, features\), not"):
+        import_module(nn.Sequential(nn.Conv3d(2, 3, 1)), torch.zeros(2, 2, 5, 5, 5))
 
 
 def test_two_inputs():

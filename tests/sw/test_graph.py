@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from nomul.graph import Conv, Graph, GraphError, Node, Pool, Tensor, window_output
+from nomul.graph import Concat, Conv, Graph, GraphError, Operation, Pool, Tensor, window_output
 from nomul_hw.formats import get_format
 from tests.graphs import input_codes, random_graph
 
@@ -28,7 +28,7 @@ POOL = Pool("pool", "y", "z", (2, 2), (2, 2), (0, 0, 0, 0), (1, 1), np.zeros(5, 
 def graph(*, first: dict | None = None, second: dict | None = None, x: dict | None = None, y: dict | None = None,
           z: dict | None = None, **changes) -> Graph:
     """A convolution and a pool, with changes."""
-    nodes: tuple[Node, ...] = (replace(conv("conv", X, Y), **(first or {})), replace(POOL, **(second or {})))
+    nodes: tuple[Operation, ...] = (replace(conv("conv", X, Y), **(first or {})), replace(POOL, **(second or {})))
     tensors = tuple(replace(t, **(c or {})) for t, c in ((X, x), (Y, y), (Z, z)))
     fields = {"format": get_format("ternary"), "act_bits": 8, "gain_terms": 2, "tensors": tensors, "nodes": nodes,
               "input": "x", "output": "z", "output_shape": (5, 4, 3), **changes}
@@ -122,6 +122,100 @@ def test_residual():
 def test_wrong_residuals(changes, message):
     with pytest.raises(GraphError, match=f"^{re.escape(message)}$"):
         residual(**changes)
+
+
+# Groups and formats ---------------------------------------------------------------------------------------------
+
+def grouped(groups: int, outputs: int = 6, **changes) -> Graph:
+    """A convolution of six channels in groups."""
+    x, y = Tensor("x", 6, 4, 4, 0, 0), Tensor("y", outputs, 4, 4, 0, 0)
+    weights = np.ones((outputs, 6 // max(groups, 1), 1, 1), np.int32)
+    node = replace(conv("conv", x, y, weights=weights), **{"groups": groups, **changes})
+    return Graph(get_format("ternary"), 8, 2, (x, y), (node,), "x", "y", y.shape)
+
+
+@pytest.mark.parametrize(("groups", "outputs"), [(1, 5), (2, 6), (3, 3), (6, 6), (6, 12)])
+def test_groups(groups, outputs):
+    made = grouped(groups, outputs)
+    assert made.macs(made.nodes[0]) == 16 * outputs * 6 // groups
+
+
+@pytest.mark.parametrize(("groups", "outputs", "message"), [
+    (4, 8, "node 'conv' has 4 groups, which do not divide its 6 input and 8 output channels"),
+    (3, 8, "node 'conv' has 3 groups, which do not divide its 6 input and 8 output channels"),
+    (12, 12, "node 'conv' has 12 groups, which do not divide its 6 input and 12 output channels"),
+    (0, 6, "node 'conv' has 0 groups, which do not divide its 6 input and 6 output channels"),
+    (-6, 6, "node 'conv' has -6 groups, which do not divide its 6 input and 6 output channels"),
+])
+def test_groups_must_divide(groups, outputs, message):
+    with pytest.raises(GraphError, match=f"^{re.escape(message)}$"):
+        grouped(groups, outputs)
+
+
+@pytest.mark.parametrize("shape", [(6, 6, 1, 1), (6, 1, 1, 1), (2, 3, 1, 1)])
+def test_weights_are_those_of_a_group(shape):
+    message = f"node 'conv' has weights of shape {shape}; expected (6, 3, 1, 1)"
+    with pytest.raises(GraphError, match=f"^{re.escape(message)}$"):
+        grouped(2, weights=np.ones(shape, np.int32))
+
+
+@pytest.mark.parametrize(("own", "weight"), [("int8", -128), ("int8", 127), ("int16", -32768), ("int9", 255)])
+def test_format_of_a_node(own, weight):
+    fmt = get_format(own)
+    made = grouped(1, format=fmt, weights=np.full((6, 6, 1, 1), weight, np.int32))
+    assert made.format_of(made.nodes[0]) is fmt and made.format.name == "ternary"
+    assert graph().format_of(graph().nodes[0]) is get_format("ternary")
+
+
+@pytest.mark.parametrize(("own", "weight"), [("int8", 128), ("int16", 32768), ("int9", -257), ("pot3", 3), ("pot3", 0)])
+def test_weights_must_be_levels_of_their_own_format(own, weight):
+    message = f"node 'conv' has weights that are not levels of format {own!r}"
+    weights = np.ones((6, 6, 1, 1), np.int32)
+    weights[5, 5] = weight
+    with pytest.raises(GraphError, match=f"^{re.escape(message)}$"):
+        grouped(1, format=get_format(own), weights=weights)
+
+
+# Concatenation --------------------------------------------------------------------------------------------------
+
+def join(inputs=("x", "y"), *, output="z", x: dict | None = None, z: dict | None = None, name="join") -> Graph:
+    """A convolution y of x, and both of them; or what ``inputs`` says."""
+    x_, y, z_ = Tensor("x", 3, 8, 6, -2, 0), Y, Tensor("z", 8, 8, 6, -2, 0)
+    tensors = replace(x_, **(x or {})), y, replace(z_, **(z or {}))
+    return Graph(get_format("ternary"), 8, 2, tensors, (conv("conv", x_, Y), Concat(name, inputs, output)), "x", "z",
+                 tensors[2].shape)
+
+
+def test_concat():
+    made = join()
+    both = made.nodes[1]
+    assert both.sources == ("x", "y") and made.computing == made.nodes[:1] and made.macs(both) == 0
+    join(("y", "x"))
+    join(("x", "x", "x"), z={"channels": 9})
+    made = residual()
+    assert [node.sources for node in made.nodes] == [("x",), ("y", "y")]
+
+
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"inputs": ()}, "node 'join' concatenates 0 tensors; it takes two or more"),
+    ({"inputs": ("y",)}, "node 'join' concatenates 1 tensors; it takes two or more"),
+    ({"inputs": ("x", "w")}, "node 'join' reads 'x' and 'w' and writes 'z': not in execution order"),
+    ({"inputs": ("x", "z")}, "node 'join' reads 'x' and 'z' and writes 'z': not in execution order"),
+    ({"output": "y"}, "node 'join' reads 'x' and 'y' and writes 'y': not in execution order"),
+    ({"output": "w"}, "node 'join' reads 'x' and 'y' and writes 'w': not in execution order"),
+    ({"name": "conv"}, "node names are not unique"),
+    ({"inputs": ("x", "x")}, "node 'join' concatenates 3 + 3 channels, but its output has 8"),
+    ({"z": {"channels": 9}}, "node 'join' concatenates 3 + 5 channels, but its output has 9"),
+    ({"z": {"width": 7}}, "node 'join' concatenates 'x' of (3, 8, 6) into an output of (8, 8, 7)"),
+    ({"z": {"height": 1}}, "node 'join' concatenates 'x' of (3, 8, 6) into an output of (8, 1, 6)"),
+    ({"x": {"exponent": -3}}, ("node 'join' concatenates 'x' of exponent -3 and zero point 0 into an output of -2 and "
+                               "0; they must be the same")),
+    ({"z": {"zero_point": -128}}, ("node 'join' concatenates 'x' of exponent -2 and zero point 0 into an output of -2 "
+                                   "and -128; they must be the same")),
+])
+def test_wrong_concatenations(changes, message):
+    with pytest.raises(GraphError, match=f"^{re.escape(message)}$"):
+        join(**changes)
 
 
 def test_graph_error_is_a_value_error():

@@ -5,7 +5,16 @@ import sys
 import numpy as np
 import pytest
 
-from nomul.inputs import InputError, graph_codes, load_array, load_model, random_codes, save_array
+from nomul.inputs import (
+    InputError,
+    graph_codes,
+    load_array,
+    load_model,
+    parse_clock,
+    random_codes,
+    save_array,
+    save_text,
+)
 
 from .small import small_graph
 
@@ -164,3 +173,23 @@ def test_random_codes_have_extremes_and_a_seed():
     assert 0.2 < np.mean(codes == -128) < 0.3 and 0.2 < np.mean(codes == 127) < 0.3
     assert np.array_equal(codes, random_codes(GRAPH, 50, seed=7))
     assert not np.array_equal(codes, random_codes(GRAPH, 50, seed=8))
+
+
+@pytest.mark.parametrize(("text", "megahertz"), [
+    ("50MHz", 50), ("50", 50), ("12.5 mhz", 12.5), ("1 GHz", 1000), ("800kHz", 0.8), (" 25M ", 25)])
+def test_clocks(text, megahertz):
+    assert parse_clock(text) == pytest.approx(megahertz)
+
+
+@pytest.mark.parametrize("text", ["", "0", "0MHz", "-5", "fast", "5 THz", "1e3", "nan"])
+def test_no_clocks(text):
+    with pytest.raises(InputError, match="a clock is a frequency such as 50MHz"):
+        parse_clock(text)
+
+
+def test_text_is_written_whole_or_not_at_all(tmp_path):
+    save_text(tmp_path / "new" / "a.txt", "×\n")
+    assert (tmp_path / "new" / "a.txt").read_bytes() == "×\n".encode()
+    with pytest.raises(InputError, match=r"a\.txt/b\.txt: "):
+        save_text(tmp_path / "new" / "a.txt" / "b.txt", "")
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["a.txt"]

@@ -8,24 +8,25 @@ import torch
 from torch import nn
 
 from nomul.compiler import compile_graph
-from nomul.frontend import INPUT, FloatConv, FloatGraph, FloatPool
-from nomul.graph import Conv, Graph, Pool
+from nomul.frontend import INPUT, FloatConcat, FloatConv, FloatGraph, FloatPool
+from nomul.graph import Concat, Conv, Graph, Pool
 from nomul.quantize import QuantizeConfig, QuantizeError, quantize, quantize_report
 from nomul.quantize.activations import fit_exponent
 from nomul.quantize.fake_quant import FakeQuant
 from nomul.quantize.lattice import StepLattice
 from nomul.quantize.report import sqnr_db
-from nomul.quantize.weights import fit_compensated, fit_nearest
+from nomul.quantize.weights import _Levels, fit_compensated, fit_nearest
 from nomul_hw.arithmetic import Gain, gains_near
 from nomul_hw.config import ArrayConfig
-from nomul_hw.formats import FORMATS, get_format
+from nomul_hw.formats import FORMATS, WeightFormat, get_format
 from nomul_sim import golden
 
 
-def float_conv(rng, name, inputs, outputs, kernel, *, bias=0.3, **options):
+def float_conv(rng, name, inputs, outputs, kernel, *, bias=0.3, groups=1, **options):
     """A random convolution whose outputs are about as large as its inputs."""
+    inputs //= groups
     weights = rng.standard_normal((outputs, inputs, *kernel)) / np.sqrt(inputs * kernel[0] * kernel[1])
-    return FloatConv(name, kernel, weights=weights, bias=bias * rng.standard_normal(outputs), **options)
+    return FloatConv(name, kernel, weights=weights, bias=bias * rng.standard_normal(outputs), groups=groups, **options)
 
 
 def float_graph(seed=0):
@@ -104,24 +105,40 @@ def test_exponent_of_exact_values(values, signed, exponent):
     assert fit_exponent(np.asarray(values), 8, signed=signed) == exponent
 
 
-def layer_problem(seed=0, channels=24, inputs=40, samples=400):
+@pytest.mark.parametrize("fmt", [*FORMATS.values(), get_format("int11"), WeightFormat("far", (-(1 << 20), 0, 1 << 20))],
+                         ids=lambda fmt: fmt.name)
+def test_levels_are_those_of_the_format(fmt):
+    most = 1.5 * fmt.max_magnitude
+    values = np.concatenate([np.random.default_rng(0).uniform(-most, most, 4000), np.arange(-300, 300) / 4,
+                             [most * 1e6, -most * 1e6, 0.0, -0.0]])
+    np.testing.assert_array_equal(_Levels(fmt).nearest(values), fmt.nearest(values))
+
+
+def layer_problem(seed=0, channels=24, inputs=40, samples=400, groups=1):
+    """Weights and second moments of a layer; a lattice, and the lowest steps."""
     rng = np.random.default_rng(seed)
-    x = rng.standard_normal((samples, inputs)) @ (np.eye(inputs) + 0.3 * rng.standard_normal((inputs, inputs)))
-    moment = x.T @ x / samples
-    return rng.standard_normal((channels, inputs)), moment, StepLattice(2, 24, 1.0), np.zeros(channels, dtype=np.int64)
+    mix = np.eye(inputs) + 0.3 * rng.standard_normal((groups, inputs, inputs))
+    x = rng.standard_normal((groups, samples, inputs)) @ mix
+    moment = x.swapaxes(1, 2) @ x / samples
+    weights = rng.standard_normal((groups, channels, inputs))
+    return weights, moment, StepLattice(2, 24, 1.0), np.zeros((groups, channels), dtype=np.int64)
+
+
+def power_of(moment):
+    return moment.diagonal(axis1=1, axis2=2)
 
 
 def cost(weights, moment, fit, lattice):
-    error = weights - fit.levels * lattice.steps[fit.index][:, None]
-    return np.einsum("ij,jk,ik->i", error, moment, error)
+    error = weights - fit.levels * lattice.steps[fit.index][:, :, None]
+    return np.einsum("gij,gjk,gik->gi", error, moment, error)
 
 
 @pytest.mark.parametrize("fmt", ["binary", "ternary", "pot3", "exp4", "int4", "int8"])
 def test_compensation_beats_rounding(fmt):
     weights, moment, lattice, lowest = layer_problem()
-    near = fit_nearest(weights, moment.diagonal(), get_format(fmt), lattice, lowest)
+    near = fit_nearest(weights, power_of(moment), get_format(fmt), lattice, lowest)
     made_up = fit_compensated(weights, moment, moment, get_format(fmt), lattice, lowest)
-    damped = moment + 0.1 * moment.diagonal().mean() * np.eye(len(moment))
+    damped = moment + 0.1 * power_of(moment).mean() * np.eye(moment.shape[1])
     assert (cost(weights, damped, made_up, lattice) <= cost(weights, damped, near, lattice)).all()
     gain = 10 * np.log10(cost(weights, moment, near, lattice).sum() / cost(weights, moment, made_up, lattice).sum())
     assert gain > (2 if fmt in ("ternary", "pot3", "exp4", "int4") else 0.2)
@@ -131,32 +148,52 @@ def test_compensation_follows_other_inputs():
     """Inputs that an earlier layer halved are doubled again by the weights."""
     weights, moment, lattice, lowest = layer_problem()
     fit = fit_compensated(weights, moment / 4, moment / 2, get_format("int8"), lattice, lowest)
-    ratio = (fit.levels * lattice.steps[fit.index][:, None] * weights).sum() / np.square(weights).sum()
+    ratio = (fit.levels * lattice.steps[fit.index][:, :, None] * weights).sum() / np.square(weights).sum()
     assert 1.6 < ratio < 2.0  # damping holds some of it back
 
 
 def test_nearest_step_is_the_best_of_all():
     weights, moment, lattice, lowest = layer_problem(channels=6)
-    fmt, power = get_format("exp4"), moment.diagonal()
+    fmt, power = get_format("exp4"), power_of(moment)
     fit = fit_nearest(weights, power, fmt, lattice, lowest)
-    errors = np.stack([np.square(weights - fmt.nearest(weights / step) * step) @ power for step in lattice.steps])
+    errors = np.stack([np.square(weights[0] - fmt.nearest(weights[0] / step) * step) @ power[0]
+                       for step in lattice.steps])
     assert (fit.index == errors.argmin(axis=0)).all()
+    np.testing.assert_array_equal(fit.levels, fmt.nearest(weights / lattice.steps[fit.index][:, :, None]))
+
+
+@pytest.mark.parametrize(("groups", "channels", "inputs"), [(5, 1, 9), (3, 4, 70), (400, 1, 100)])
+def test_groups_are_fitted_each_on_its_own(groups, channels, inputs):
+    weights, moment, lattice, lowest = layer_problem(0, channels, inputs, 2 * inputs, groups)
+    weights *= np.geomspace(1, 100, groups)[:, None, None]
+    fmt = get_format("exp4")
+    near = fit_nearest(weights, power_of(moment), fmt, lattice, lowest)
+    made_up = fit_compensated(weights, moment, moment, fmt, lattice, lowest) if groups < 100 else near
+    for at in range(0, groups, 1 + groups // 10):
+        one = slice(at, at + 1)
+        alone = fit_nearest(weights[one], power_of(moment)[one], fmt, lattice, lowest[one])
+        np.testing.assert_array_equal(near.levels[one], alone.levels)
+        np.testing.assert_array_equal(near.index[one], alone.index)
+        if groups < 100:
+            alone = fit_compensated(weights[one], moment[one], moment[one], fmt, lattice, lowest[one])
+            np.testing.assert_array_equal(made_up.levels[one], alone.levels)
+            np.testing.assert_array_equal(made_up.index[one], alone.index)
 
 
 def test_steps_stay_above_the_lowest():
     weights, moment, lattice, lowest = layer_problem()
     lowest[:] = len(lattice.steps) - 3
-    for fit in (fit_nearest(weights, moment.diagonal(), get_format("int4"), lattice, lowest),
+    for fit in (fit_nearest(weights, power_of(moment), get_format("int4"), lattice, lowest),
                 fit_compensated(weights, moment, moment, get_format("int4"), lattice, lowest)):
         assert (fit.index >= lowest).all()
 
 
 def test_inputs_that_never_vary():
     weights, moment, lattice, lowest = layer_problem()
-    moment[:7] = moment[:, :7] = 0
+    moment[:, :7] = moment[:, :, :7] = 0
     fit = fit_compensated(weights, moment, moment, get_format("int8"), lattice, lowest)
-    values = fit.levels * lattice.steps[fit.index][:, None]
-    assert np.abs(values - weights)[:, :7].max() < 0.05  # left as they were
+    values = fit.levels * lattice.steps[fit.index][:, :, None]
+    assert np.abs(values - weights)[:, :, :7].max() < 0.05  # left as they were
 
 
 # Networks ------------------------------------------------------------------------------------------------------------
@@ -290,7 +327,7 @@ def test_pools_alone():
     graph = quantize(network, x, format="ternary")
     assert all(isinstance(node, Pool) for node in graph.nodes)
     assert sqnr_db(network.run(x), run(graph, x)) > 30
-    with pytest.raises(QuantizeError, match="no convolution that could absorb"):
+    with pytest.raises(QuantizeError, match=r"^mean: .* no convolution in between could absorb what is left"):
         quantize(chain(FloatPool("mean", (3, 3), kind="average", divisor=9)), x, format="ternary")
 
 
@@ -390,15 +427,17 @@ def residual_graph(seed=0, *, big=1.0):
 
 def check_exact(network, x, graph, report):
     """What the quantizer saw on its way is what the golden model computes, and what fake quantization does."""
-    codes = graph.quantize_input(x)
-    tensors = golden.run(graph, codes)
-    for (layer, real), line in zip(network.outputs(network.as_input(x)), report.layers, strict=True):
+    tensors = golden.run(graph, graph.quantize_input(x))
+    lines = {line.name: line for line in report.layers}
+    for layer, real in network.outputs(network.as_input(x)):
         tensor = graph.tensor(layer.name)
         got = (tensors[layer.name].astype(float) - tensor.zero_point) * 2.0**tensor.exponent
         factor = (real * got).sum() / np.square(got).sum() if got.any() else 1.0
-        assert line.exponent == tensor.exponent and abs(np.log2(factor)) < 1
-        if layer.name == network.layers[-1].name:
-            assert line.output_sqnr == pytest.approx(sqnr_db(real, got), abs=1e-9)
+        assert abs(np.log2(factor)) < 1
+        if not isinstance(layer, FloatConcat):
+            assert lines[layer.name].exponent == tensor.exponent
+            if tensor.name == graph.output:
+                assert lines[layer.name].output_sqnr == pytest.approx(sqnr_db(real, got), abs=1e-9)
     fake = FakeQuant(graph).codes(torch.from_numpy(x))
     for name, array in tensors.items():
         np.testing.assert_array_equal(fake[name].numpy(), array, err_msg=name)
@@ -480,12 +519,216 @@ def test_averages_at_two_scales_are_refused():
     network = chain(
         float_conv(rng, "a", 2, 2, (1, 1)), FloatPool("mean", (3, 3), padding=(1, 1, 1, 1), kind="average", divisor=9),
         FloatPool("sum", (1, 1), kind="average", skip="a"))
-    with pytest.raises(QuantizeError, match=r"^a: it is added, or averaged and added, at two scales"):
+    with pytest.raises(QuantizeError, match=r"^sum: it is added, averaged or returned at two scales"):
         quantize(network, inputs_of(network), format="int8")
     first = replace(network.layers[1], input=INPUT)
     network = chain(first, FloatPool("sum", (1, 1), kind="average", skip=INPUT))
-    with pytest.raises(QuantizeError, match="the input: it is added"):
+    with pytest.raises(QuantizeError, match=r"^sum: it is added"):
         quantize(network, inputs_of(network), format="int8")
+
+
+# Groups --------------------------------------------------------------------------------------------------------------
+
+
+def separable_graph(seed=0):
+    """Depthwise and grouped convolutions: strides, dilation, uneven padding, two outputs of an input, a residual."""
+    rng = np.random.default_rng(seed)
+    layers = (
+        float_conv(rng, "stem", 3, 8, (3, 3), padding=(0, 0, 1, 1), stride=(2, 2), low=0.0),
+        float_conv(rng, "dw1", 8, 8, (3, 3), padding=(1, 1, 1, 1), groups=8, low=0.0, high=6.0),
+        float_conv(rng, "pw1", 8, 12, (1, 1), low=0.0),
+        float_conv(rng, "dw2", 12, 12, (3, 2), padding=(2, 0, 2, 1), dilation=(2, 1), groups=12, skip="pw1"),
+        float_conv(rng, "grouped", 12, 8, (2, 2), groups=4, low=0.0),
+        float_conv(rng, "wide", 8, 16, (1, 1), groups=8, low=0.0),
+        float_conv(rng, "linear", 16, 5, (5, 3)),
+    )
+    return FloatGraph((3, 12, 8), layers, (5,))
+
+
+@pytest.mark.parametrize("method", ["nearest", "gptq"])
+@pytest.mark.parametrize("fmt", ["binary", "ternary", "pot3", "exp4", "int8"])
+def test_groups(fmt, method):
+    network = separable_graph()
+    x = inputs_of(network)
+    graph, report = quantize_report(network, x, format=fmt, method=method)
+    assert [node.groups for node in graph.nodes] == [1, 8, 1, 12, 4, 8, 1]
+    assert [node.weights.shape for node in graph.nodes] == [layer.weights.shape for layer in network.layers]
+    check_exact(network, x, graph, report)
+    assert report.layers[-1].output_sqnr > {"binary": 1, "ternary": 2, "pot3": 8, "exp4": 13, "int8": 25}[fmt]
+
+
+def test_channels_of_a_depthwise_layer_have_gains_of_their_own():
+    rng = np.random.default_rng(0)
+    conv = float_conv(rng, "conv", 6, 6, (3, 3), groups=6, bias=0.0)
+    conv.weights[:] *= np.geomspace(0.1, 10, 6)[:, None, None, None]
+    network = chain(conv, shape=(6, 8, 8))
+    graph, report = quantize_report(network, inputs_of(network), format="ternary")
+    gains = graph.nodes[0].multiplier / 2.0 ** graph.nodes[0].shift
+    assert (gains[1:] > gains[:-1]).all() and gains[-1] > 30 * gains[0] and report.layers[0].weight_sqnr > 6
+
+
+def test_compensation_helps_depthwise_layers():
+    network = separable_graph()
+    x = inputs_of(network, 64)
+    near, made_up = (quantize_report(network, x, format="pot3", method=method)[1].layers[-1].output_sqnr
+                     for method in ("nearest", "gptq"))
+    assert made_up > near + 1
+
+
+# Concatenations ------------------------------------------------------------------------------------------------------
+
+
+def fire_graph(seed=0):
+    """Branches of unlike size and sign that are concatenated: convolutions, pools, an input, a concatenation."""
+    rng = np.random.default_rng(seed)
+    layers = (
+        float_conv(rng, "stem", 3, 8, (3, 3), padding=(1, 1, 1, 1), low=0.0),
+        float_conv(rng, "left", 8, 4, (1, 1), input="stem", low=0.0),
+        float_conv(rng, "right", 8, 6, (3, 3), padding=(1, 1, 1, 1), input="stem"),
+        FloatConcat("both", ("left", "right")),
+        FloatPool("max", (3, 3), padding=(1, 1, 1, 1), kind="max", input="stem"),
+        FloatConcat("all", ("max", "both", INPUT)),
+        float_conv(rng, "mix", 21, 8, (1, 1), low=0.0, input="all"),
+        FloatPool("mean", (3, 3), (1, 1), (1, 1, 1, 1), kind="average", divisor=9),
+        float_conv(rng, "side", 8, 8, (1, 1), input="mix", low=0.0),
+        FloatConcat("averaged", ("mean", "side")),
+        float_conv(rng, "linear", 16, 5, (12, 8), input="averaged"),
+    )
+    layers[2].weights[:] *= 1.5
+    return FloatGraph((3, 12, 8), layers, (5,))
+
+
+@pytest.mark.parametrize("terms", [1, 2])
+@pytest.mark.parametrize("fmt", ["ternary", "exp4", "int8"])
+def test_concatenations(fmt, terms):
+    network = fire_graph()
+    x = inputs_of(network)
+    graph, report = quantize_report(network, x, format=fmt, gain_terms=terms)
+    # All parts have the scale of the largest, and codes for the negative numbers of any.
+    assert [node.inputs for node in graph.nodes if isinstance(node, Concat)] == [
+        ("left", "right"), ("max", "both", "input"), ("mean", "side")]
+    names = {"input", "left", "right", "both", "stem", "max", "all"}
+    assert {(graph.tensor(name).exponent, graph.tensor(name).zero_point) for name in names} == {
+        (graph.tensor("right").exponent, 0)}
+    assert {graph.tensor(name).zero_point for name in ("mean", "side", "averaged")} == {-128}
+    check_exact(network, x, graph, report)
+    assert report.layers[-1].output_sqnr > {"ternary": 4, "exp4": 13, "int8": 25}[fmt]
+    assert [line.name for line in report.layers] == [node.name for node in graph.computing]
+
+
+@pytest.mark.parametrize("terms", [1, 2])
+def test_parts_whose_scales_contradict_each_other_are_copied(terms):
+    """The average of a tensor has a factor that no convolution can give both, and the copy almost takes it back."""
+    rng = np.random.default_rng(0)
+    layers = (
+        float_conv(rng, "a", 2, 8, (3, 3), low=0.0),
+        FloatPool("mean", (3, 3), padding=(1, 1, 1, 1), kind="average", divisor=9),
+        FloatConcat("cat", ("a", "mean")),
+        float_conv(rng, "b", 16, 4, (6, 6)),
+    )
+    network = FloatGraph((2, 8, 8), layers, (4, 1, 1))
+    x = inputs_of(network)
+    graph, report = quantize_report(network, x, format="int8", gain_terms=terms)
+    assert graph.nodes[2].name == "mean.copy" and graph.nodes[3].inputs == ("a", "mean.copy")
+    copy = graph.nodes[2]
+    assert isinstance(copy, Pool) and copy.kernel == (1, 1)
+    codes = golden.run(graph, graph.quantize_input(x))
+    for (name, array), fake in zip(codes.items(), FakeQuant(graph).codes(torch.from_numpy(x)).values(), strict=True):
+        np.testing.assert_array_equal(fake.numpy(), array, err_msg=name)
+    assert report.layers[-1].output_sqnr > (20 if terms == 1 else 30)
+
+
+def test_parts_whose_scales_chase_each_other_are_copied():
+    """The gain of a convolution has no room for its scale to be that of what it reads."""
+    weights = np.asarray([[[[400.0]], [[-399.0]]]])
+    network = FloatGraph((2, 8, 8), (
+        FloatConv("conv", (1, 1), weights=weights, bias=np.zeros(1)), FloatConcat("cat", (INPUT, "conv"))), (3, 8, 8))
+    x = np.repeat(inputs_of(network, 16)[:, :1], 2, axis=1)
+    graph = quantize(network, x, format="ternary", method="nearest")
+    assert [node.name for node in graph.nodes] == ["conv", "input.copy", "conv.copy", "cat"]
+    assert graph.nodes[0].shift[0] == 0 and graph.tensor("conv").exponent > graph.tensor("input").exponent
+    assert graph.tensor("input.copy").exponent == graph.tensor("cat").exponent
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_random_networks_of_everything(seed):
+    """Layers that keep the size, each reading, adding and concatenating anything before it."""
+    rng = np.random.default_rng(seed)
+    channels, layers = {INPUT: 3}, []
+    for at in range(9):
+        names, name = list(channels), f"l{at}"
+        source, skip = names[-1 - int(rng.integers(0, min(3, len(names))))], names[rng.integers(len(names))]
+        options = {"input": source, "low": rng.choice([-np.inf, 0.0]), "padding": (1, 1, 1, 1)}
+        channels[name] = channels[source]
+        match rng.integers(5):
+            case 0:
+                layers.append(FloatPool(name, (3, 3), kind="max", **options))
+            case 1 if source != skip:
+                layers.append(FloatConcat(name, (source, skip)))
+                channels[name] += channels[skip]
+            case 2:
+                if channels[skip] == channels[source]:
+                    options["skip"] = skip
+                layers.append(float_conv(rng, name, channels[source], channels[source], (3, 3),
+                                         groups=channels[source], **options))
+            case _:
+                channels[name] = int(rng.integers(1, 8))
+                layers.append(float_conv(rng, name, channels[source], channels[name], (3, 3), **options))
+                layers[-1].weights[:] *= 2.0 ** rng.integers(-2, 3)
+    network = FloatGraph((3, 6, 5), tuple(layers), (channels["l8"], 6, 5))
+    x = inputs_of(network)
+    graph, report = quantize_report(network, x, format="int8", method="nearest", formats={"l[135]": "exp5"})
+    check_exact(network, x, graph, report)
+    last = graph.tensor(graph.output)
+    got = golden.run(graph, graph.quantize_input(x))[graph.output].astype(float) - last.zero_point
+    assert sqnr_db(network.run(x), got * 2.0**last.exponent) > 12
+
+
+# Formats -------------------------------------------------------------------------------------------------------------
+
+
+def test_formats_of_layers():
+    network = float_graph()
+    x = inputs_of(network)
+    graph, report = quantize_report(network, x, format="ternary", formats={"conv1": "int8", "*near": "int8"})
+    assert [graph.format_of(node).name for node in graph.nodes if isinstance(node, Conv)] == [
+        "int8", "ternary", "ternary", "int8"]
+    assert graph.format.name == "ternary" and graph.nodes[2].format is None
+    check_exact(network, x, graph, report)
+    plain = quantize_report(network, x, format="ternary")[1]
+    assert report.layers[0].weight_sqnr > 30 > plain.layers[0].weight_sqnr
+    assert report.layers[-1].output_sqnr > plain.layers[-1].output_sqnr + 2
+
+
+def test_the_first_pattern_decides():
+    config = QuantizeConfig("ternary", formats={"conv?": "int4", "conv1": "int8", "linear": get_format("ternary")})
+    network = float_graph()
+    graph = quantize(network, inputs_of(network), config)
+    assert [None if node.format is None else node.format.name for node in graph.nodes if isinstance(node, Conv)] == [
+        "int4", "int4", "int4", None]
+
+
+def test_patterns_that_match_nothing_are_refused():
+    network = float_graph()
+    with pytest.raises(QuantizeError, match=r"^No layer with weights has a name like 'fc'; there are conv1, conv2, "):
+        quantize(network, inputs_of(network), format="ternary", formats={"conv1": "int8", "fc": "int8"})
+    with pytest.raises(QuantizeError, match="name like 'max'"):
+        quantize(network, inputs_of(network), format="ternary", formats={"max": "int8"})
+
+
+@pytest.mark.parametrize("fmt", ["binary", "pot3", "ternary", "exp4"])
+@pytest.mark.parametrize("method", ["nearest", "gptq"])
+def test_channels_that_only_pass_are_exact(fmt, method):
+    """As in a shortcut without weights: channels in other places, and zeros."""
+    weights = np.zeros((6, 3, 1, 1))
+    weights[[1, 2, 5], [2, 0, 1]] = 1
+    network = chain(FloatConv("pass", (1, 1), (2, 2), weights=weights, bias=np.zeros(6)), shape=(3, 6, 6))
+    x = inputs_of(network)
+    graph = quantize(network, x, format=fmt, method=method)
+    codes = golden.run(graph, graph.quantize_input(x))
+    np.testing.assert_array_equal(codes["pass"][:, [1, 2, 5]], codes["input"][:, [2, 0, 1], ::2, ::2])
+    assert (codes["pass"][:, [0, 3, 4]] == 0).all()
+    assert graph.nodes[0].format is (None if graph.format.zero else get_format("ternary"))
 
 
 # Accumulators --------------------------------------------------------------------------------------------------------
@@ -512,6 +755,20 @@ def test_narrow_accumulator_is_refused():
     with pytest.raises(QuantizeError, match=r"^conv2: .*; acc_bits = 14 would do$"):
         quantize(network, inputs_of(network), format="ternary", acc_bits=13)
     quantize(network, inputs_of(network), format="ternary", acc_bits=14)
+
+
+@pytest.mark.parametrize("method", ["nearest", "gptq"])
+def test_integers_have_coarser_steps_where_sums_would_not_fit(method):
+    network = float_graph()
+    x = inputs_of(network)
+    wide, report = quantize_report(network, x, format="int8", method=method)
+    graph, narrow = quantize_report(network, x, format="int8", method=method, acc_bits=18)
+    check_exact(network, x, graph, narrow)
+    largest = [np.abs(node.weights).max() for node in graph.nodes if isinstance(node, Conv)]
+    assert min(largest) < 100 < np.abs(wide.nodes[0].weights).max()
+    assert report.layers[-1].output_sqnr - 8 < narrow.layers[-1].output_sqnr
+    with pytest.raises(QuantizeError, match=r"^conv1: sums reach .* acc_bits = 14 holds; acc_bits = 1\d would do$"):
+        quantize(network, x, format="int8", method=method, acc_bits=14)
 
 
 @pytest.mark.parametrize("fmt", ["ternary", "pot3", "int8"])
@@ -565,6 +822,18 @@ def test_features():
         assert sqnr_db(module(x).double().numpy(), run(graph, x.numpy().reshape(32, 6, 1, 1))) > 25
 
 
+def test_sequences():
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Conv1d(3, 6, 5, stride=2), nn.BatchNorm1d(6), nn.ReLU(), nn.MaxPool1d(2),
+                           nn.Conv1d(6, 6, 3, padding="same", groups=6), nn.AdaptiveAvgPool1d(1), nn.Flatten(),
+                           nn.Linear(6, 4)).eval()
+    x = torch.randn(32, 3, 40)
+    graph = quantize(module, x, format="int8")
+    assert graph.tensor("input").shape == (3, 1, 40)
+    with torch.no_grad():
+        assert sqnr_db(module(x).double().numpy(), run(graph, x.numpy()[:, :, None])) > 25
+
+
 def test_choices_change_a_configuration():
     network = float_graph()
     config = QuantizeConfig("ternary", gain_terms=1)
@@ -585,7 +854,7 @@ def test_few_samples():
 
 
 @pytest.mark.parametrize(("choices", "message"), [
-    ({"format": "int9"}, "Unknown weight format 'int9'; known: binary, ternary"),
+    ({"format": "int17"}, "Unknown weight format 'int17'; known: binary, ternary"),
     ({"format": 4}, "Format must be a WeightFormat or the name of one, not 4"),
     ({"format": "int4", "gain_terms": 4}, "Number of gain terms must be 1, 2 or 3, not 4"),
     ({"format": "int4", "act_bits": 9}, r"act_bits must be an integer in 2\.\.8, not 9"),
@@ -598,7 +867,7 @@ def test_impossible_choices(choices, message):
 
 
 @pytest.mark.parametrize(("samples", "message"), [
-    (np.zeros((0, 3, 12, 8)), r"must be \(N, C, H, W\) or \(N, features\), not \(0, 3, 12, 8\)"),
+    (np.zeros((0, 3, 12, 8)), r"must be \(N, C, H, W\), \(N, C, L\) or \(N, features\), not \(0, 3, 12, 8\)"),
     (np.zeros(7), r"must be \(N, C, H, W\)"),
     (np.zeros((4, 3, 8, 12)), r"must be \(samples, 3, 12, 8\), not \(4, 3, 8, 12\)"),
     (np.full((4, 3, 12, 8), np.nan), "finite"),

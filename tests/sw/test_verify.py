@@ -8,6 +8,7 @@ import pytest
 
 from nomul.compiler import Program
 from nomul.driver import Codes, RunResult
+from nomul.graph import Concat, Tensor
 from nomul.inputs import random_codes
 from nomul.verify import mismatching_bits, verify
 from nomul_hw.timing import run_cycles
@@ -34,7 +35,7 @@ class FakeDevice:
         return tensors
 
     def run(self, program: Program, codes: Codes) -> RunResult:
-        last = program.graph.nodes[-1].name
+        last = next(node.name for node in program.graph.nodes if node.output == program.graph.output)
         counters = dict(program.estimate().accounting)
         counters["total"] += self.late
         counters["drain"] += self.late
@@ -46,7 +47,7 @@ class FakeDevice:
 
     def run_layers(self, program: Program, sample: Codes) -> Iterator[tuple[str, Codes, dict[str, int]]]:
         tensors = self._tensors(program, sample[None], bool(self.flip))
-        for node in program.graph.nodes:
+        for node in program.graph.computing:
             alone = run_cycles(program.config, [layer.values for layer in program.layers if layer.node == node.name])
             yield node.name, tensors[node.output][0], {"total": sum(cycles["total"] for cycles in alone)}
 
@@ -75,6 +76,29 @@ def test_difference_without_layers():
     assert not result.ok and not result.layers
     assert result.mismatches == 8
     assert result.first is not None and (result.first.layer, result.first.sample) == ("classifier", 2)
+
+
+def joined() -> Program:
+    """The same program, with an output of its last tensor twice: a concatenation has no layers."""
+    graph = PROGRAM.graph
+    last = graph.tensor(graph.output)
+    twice = Tensor("twice", 2 * last.channels, *last.shape[1:], last.exponent, last.zero_point)
+    return replace(PROGRAM, graph=replace(
+        graph, tensors=(*graph.tensors, twice), nodes=(*graph.nodes, Concat("join", (last.name, last.name), "twice")),
+        output="twice", output_shape=twice.shape))
+
+
+def test_concatenations_are_no_layers():
+    result = verify(joined(), CODES, FakeDevice())
+    assert result.ok and result.bits == 5 * 6 * 8
+    assert [layer.name for layer in result.layers] == ["features.0", "pool", "classifier"]
+
+
+def test_difference_in_the_output_alone_names_what_wrote_it():
+    earlier = replace(PROGRAM, graph=replace(PROGRAM.graph, output="b", output_shape=(4, 2, 2)))
+    for program, writer in ((joined(), "join"), (PROGRAM, "classifier"), (earlier, "pool")):
+        result = verify(program, CODES, FakeDevice(layer=writer, sample=1, flip=1), layers=False)
+        assert result.first is not None and (result.first.layer, result.first.sample) == (writer, 1)
 
 
 @pytest.mark.parametrize("late", [1, -1])

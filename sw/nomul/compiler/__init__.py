@@ -1,6 +1,7 @@
 """The compiler: lowers an integer graph to a program for one accelerator."""
 
-from .lowering import CompileError, compile_graph
+from .errors import CompileError
+from .lowering import compile_graph
 from .program import Layer, Placement, Program
 
 __all__ = ["CompileError", "Layer", "Placement", "Program", "compile_graph"]

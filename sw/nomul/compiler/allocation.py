@@ -1,67 +1,119 @@
 """Memory allocation: where every activation tensor lies, and when its words are free again."""
 
+from collections.abc import Mapping
+
 from nomul_hw.config import ArrayConfig
 
-from ..graph import Conv, Graph, Tensor
+from ..graph import Concat
+from ..shapes import NetworkShape
 from .banks import opposite_banks
+from .errors import CompileError
+from .lanes import Lanes, parents
 from .program import Placement
 
-__all__ = ["CompileError", "allocate"]
+__all__ = ["allocate"]
 
 
-class CompileError(ValueError):
-    """A graph that an accelerator cannot run; the message names the layer and what would do."""
-
-
-def tensor_words(tensor: Tensor, config: ArrayConfig, group: int = 1) -> int:
-    """Words of a tensor, one per pixel and ``rows * lanes`` channels, that has whole groups of channels."""
-    channels = -(-tensor.channels // group) * group
-    return -(-channels // config.depth) * tensor.height * tensor.width
-
-
-def allocate(graph: Graph, config: ArrayConfig) -> dict[str, Placement]:
+def allocate(
+    network: NetworkShape, lanes: Mapping[str, Lanes], written: Mapping[str, int], config: ArrayConfig,
+    depth: int | None,
+) -> tuple[dict[str, Placement], int]:
     """Place all tensors, first fit. A tensor's words are free after its last reader.
 
-    The output of a node goes to the other bank than its input where there is room; a skip tensor always lies in the
-    other bank than the input that is read beside it.
+    The output of a layer goes to the other bank than its input where there is room; a skip tensor always lies in the
+    other bank than the input that is read beside it. A concatenated tensor gets its place when its first part does.
+
+    Parameters
+    ----------
+    network : NetworkShape
+        With its copies.
+    lanes : mapping of str to Lanes
+        Where the channels of every tensor lie.
+    written : mapping of str to int
+        Words of a pixel that a tensor's layer writes, by tensor.
+    depth : int, optional
+        Words of a bank; None for as many as it takes.
+
+    Returns
+    -------
+    placements : dict of str to Placement
+    words : int
+        Words of a bank that are in use at some time.
 
     Raises
     ------
     CompileError
         If a tensor finds no room; the message says how much would do.
     """
-    depth = config.memory.activations
-    last_use = {name: index for index, node in enumerate(graph.nodes) for name in (node.input, node.skip) if name}
-    last_use[graph.output] = len(graph.nodes)
-    placements: dict[str, Placement] = {}
-    tied = opposite_banks(graph)
+    origin = _origins(network, lanes, config)
+    room: dict[str, int] = {}  # of a pixel, with all that the layers of the parts write
+    for name, (whole, word) in origin.items():
+        room[whole] = max(room.get(whole, 0), word + max(lanes[name].filled_words, written.get(name, 0)))
+    joined = {whole for name, (whole, _) in origin.items() if name != whole}
+    last_use: dict[str, int] = {}
+    for index, node in enumerate(network.nodes):
+        last_use |= {origin[name][0]: index for name in node.sources}
+    last_use[origin[network.output][0]] = len(network.nodes)
+    places: dict[str, tuple[int, int]] = {}  # bank and address
+    live: list[dict[str, tuple[int, int]]] = [{}, {}]  # first word and end of the tensors in each bank
+    most = 0
+    tied = opposite_banks(network)
 
-    def place(tensor: Tensor, now: int, prefer: int, reader: str, group: int = 1) -> None:
+    def place(name: str, now: int, prefer: int, reader: str) -> None:
+        nonlocal most
+        whole = origin[name][0]
+        if whole in places:
+            return
+        tensor = network.tensor(whole)
+        words = room[whole] * tensor.pixels
         # A convolution writes whole blocks of output channels. What lies beyond the tensor's last word is only in the
-        # way while it runs.
-        words = tensor_words(tensor, config, group)
+        # way while it runs; but the layers that write parts run at other times.
+        kept = words if whole in joined else lanes[whole].filled_words * tensor.pixels
         # A tensor that is added to the result of another, or that another is added to, has its bank given by that.
-        given = {placements[name].bank ^ side for name, side in tied[tensor.name].items() if name in placements}
+        given = {places[other][0] ^ side for other, side in tied[whole].items() if other in places}
+        for bank in (0, 1):
+            live[bank] = {other: span for other, span in live[bank].items() if last_use.get(other, -1) >= now}
         for bank in given or (prefer, 1 - prefer):
-            live = sorted((p.address, p.address + p.words) for name, p in placements.items()
-                          if p.bank == bank and last_use.get(name, -1) >= now)
             address = 0
-            for start, end in live:
+            for start, end in sorted(live[bank].values()):
                 if address + words <= start:
                     break
                 address = max(address, end)
-            if address + words <= depth:
-                placements[tensor.name] = Placement(bank, address, tensor_words(tensor, config))
+            if depth is None or address + words <= depth:
+                places[whole] = bank, address
+                live[bank][whole] = (address, address + kept)
+                most = max(most, address + words)
                 return
-        held = sum(p.words for name, p in placements.items() if last_use.get(name, -1) >= now)
+        held = sum(end - start for spans in live for start, end in spans.values())
         raise CompileError(
             f"{reader}: a tensor of {words} words ({tensor.channels} x {tensor.height} x {tensor.width}) does not fit "
             f"in two banks of memory.activations = {depth} words beside {held} words in use: "
             f"memory.activations = {words + held} would do"
         )
 
-    place(graph.tensor(graph.input), 0, 0, f"input {graph.input!r}")
-    for index, node in enumerate(graph.nodes):
-        place(graph.tensor(node.output), index, 1 - placements[node.input].bank, f"layer {node.name!r}",
-              config.cols if isinstance(node, Conv) else 1)
-    return placements
+    for index, node in enumerate(network.nodes):
+        for name in node.sources:  # what no layer makes is the network's input
+            place(name, index, 0, f"input {name!r}")
+        if not isinstance(node, Concat):
+            place(node.output, index, 1 - places[origin[node.input][0]][0], f"layer {node.name!r}")
+
+    placements = {}
+    for name, (whole, word) in origin.items():
+        if whole in places:
+            (bank, address), pixels = places[whole], network.tensor(name).pixels
+            placements[name] = Placement(bank, address + word * pixels, lanes[name].filled_words * pixels,
+                                         lanes[name].segments)
+    return placements, most
+
+
+def _origins(network: NetworkShape, lanes: Mapping[str, Lanes], config: ArrayConfig) -> dict[str, tuple[str, int]]:
+    """Where every tensor begins: the outermost tensor that it is a part of (itself if of none), and the word there."""
+    inside = parents(network)
+    origins = {}
+    for tensor in network.tensors:
+        name, word = tensor.name, 0
+        while name in inside:
+            name, channel = inside[name]
+            word += lanes[name].lane(channel) // config.depth
+        origins[tensor.name] = (name, word)
+    return origins

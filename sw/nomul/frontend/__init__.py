@@ -3,10 +3,11 @@
 Importing this package does not import torch; only :func:`import_module` does.
 """
 
-from .float_graph import INPUT, FloatConv, FloatGraph, FloatLayer, FloatPool
+from .float_graph import INPUT, FloatConcat, FloatConv, FloatGraph, FloatLayer, FloatOperation, FloatPool
 from .importer import import_module
 from .operators import Offender, UnsupportedError
 
 __all__ = [
-    "INPUT", "FloatConv", "FloatGraph", "FloatLayer", "FloatPool", "Offender", "UnsupportedError", "import_module",
+    "INPUT", "FloatConcat", "FloatConv", "FloatGraph", "FloatLayer", "FloatOperation", "FloatPool", "Offender",
+    "UnsupportedError", "import_module",
 ]

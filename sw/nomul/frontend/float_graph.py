@@ -1,26 +1,29 @@
 """The float graph: an imported network before quantization, and its exact meaning in float64.
 
 Batch norms are folded, activations and additions are part of the layer before them, reshapes are gone: what is left are
-convolutions and pools, which is what a quantizer wants to see. A linear layer is the convolution whose kernel is the
-whole input map; an addition that no layer can take over is an average over one pixel that adds another tensor.
+convolutions, pools and concatenations, which is what a quantizer wants to see. A linear layer is the convolution whose
+kernel is the whole input map; what works on one dimension works on maps of height 1; an addition that no layer can take
+over is an average over one pixel that adds another tensor.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from functools import reduce
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["INPUT", "FloatConv", "FloatGraph", "FloatLayer", "FloatPool", "patches", "windows"]
+__all__ = ["INPUT", "FloatConcat", "FloatConv", "FloatGraph", "FloatLayer", "FloatOperation", "FloatPool", "patches",
+           "taps"]
 
 Float64Array = npt.NDArray[np.float64]
 
 #: What stands for the network's input where layers are named.
 INPUT = ""
 
-#: Values that :func:`patches` holds at a time; larger batches are cut.
-PATCH_VALUES = 1 << 23
+#: Values that :func:`patches` holds at a time, more only for one large sample. More does not make it faster.
+PATCH_VALUES = 1 << 21
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,6 +57,12 @@ class FloatLayer:
     skip: str | None = field(default=None, kw_only=True)
 
     @property
+    def sources(self) -> tuple[str, ...]:
+        """Names of what the layer reads: its input, and what it adds."""
+        assert self.input is not None
+        return (self.input,) if self.skip is None else (self.input, self.skip)
+
+    @property
     def taps(self) -> int:
         """Positions of the window."""
         return self.kernel[0] * self.kernel[1]
@@ -81,12 +90,20 @@ class FloatConv(FloatLayer):
 
     Parameters
     ----------
-    weights : float64 array, shape (out_channels, in_channels, kernel height, kernel width)
+    weights : float64 array, shape (out_channels, in_channels / groups, kernel height, kernel width)
     bias : float64 array, shape (out_channels,)
+    groups : int
+        Input and output channels fall into so many groups that do not mix.
     """
 
     weights: Float64Array = field(kw_only=True)
     bias: Float64Array = field(kw_only=True)
+    groups: int = field(default=1, kw_only=True)
+
+    @property
+    def matrices(self) -> Float64Array:
+        """The weights as one matrix per group: (groups, out_channels / groups, inputs of an output)."""
+        return self.weights.reshape(self.groups, len(self.weights) // self.groups, -1)
 
     def output_shape(self, channels: int, height: int, width: int) -> tuple[int, int, int]:
         """(channels, height, width) of the output for an input of this shape."""
@@ -94,10 +111,13 @@ class FloatConv(FloatLayer):
 
     def linear(self, x: Float64Array) -> Float64Array:
         """Convolve and add the bias."""
-        _, height, width = self.output_shape(*x.shape[1:])
-        flat = self.weights.reshape(len(self.weights), -1).T  # (C * kh * kw, C')
-        rows = np.concatenate([part @ flat for part in patches(x, self, 0.0)])
-        return (rows + self.bias).reshape(len(x), height, width, -1).transpose(0, 3, 1, 2)
+        result = np.empty((len(x), *self.output_shape(*x.shape[1:])))
+        channels, height, width = result.shape[1:]
+        for samples, columns in patches(x, self):
+            rows = (self.matrices @ columns).reshape(channels, -1, height, width)
+            result[samples] = rows.transpose(1, 0, 2, 3)
+        result += self.bias[:, None, None]
+        return result
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,8 +138,37 @@ class FloatPool(FloatLayer):
     def linear(self, x: Float64Array) -> Float64Array:
         """Pool."""
         if self.kind == "max":
-            return windows(x, self, -np.inf).max(axis=(4, 5))
-        return windows(x, self, 0.0).sum(axis=(4, 5)) / self.divisor
+            return reduce(np.maximum, taps(x, self, -np.inf))
+        return reduce(np.add, taps(x, self)) / self.divisor
+
+
+@dataclass(frozen=True, eq=False)
+class FloatConcat:
+    """Tensors of one height and width, one after the other along the channels.
+
+    Parameters
+    ----------
+    name : str
+        Unique among the layers.
+    inputs : tuple of str
+        Names of the layers whose outputs it takes, or :data:`INPUT`.
+    """
+
+    name: str
+    inputs: tuple[str, ...]
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """Names of what it reads."""
+        return self.inputs
+
+    def run(self, *parts: Float64Array) -> Float64Array:
+        """Concatenate arrays (N, C, H, W)."""
+        return np.concatenate(parts, axis=1)
+
+
+#: What a float graph is made of: layers that compute, and concatenations.
+FloatOperation = FloatLayer | FloatConcat
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,9 +178,9 @@ class FloatGraph:
     Parameters
     ----------
     input_shape : (int, int, int)
-        (channels, height, width) of one sample; a vector of features has height and width 1.
-    layers : tuple of FloatLayer
-        In execution order; the last one's output is the network's. Their ``input`` is never None here.
+        (channels, height, width) of one sample; a vector of features has height and width 1, a sequence height 1.
+    layers : tuple of FloatLayer or FloatConcat
+        In execution order; the last one's output is the network's. No layer's ``input`` is None here.
     output_shape : tuple of int
         Shape that a user sees for one sample's output: ``(10,)`` after a flatten.
 
@@ -142,19 +191,20 @@ class FloatGraph:
     """
 
     input_shape: tuple[int, int, int]
-    layers: tuple[FloatLayer, ...]
+    layers: tuple[FloatOperation, ...]
     output_shape: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        known, layers = [INPUT], list[FloatLayer]()
+        known, layers = [INPUT], list[FloatOperation]()
         for layer in self.layers:
-            layer = layer if layer.input is not None else replace(layer, input=known[-1])
-            for name in (layer.input, layer.skip):
-                if name is not None and name not in known:
+            if isinstance(layer, FloatLayer) and layer.input is None:
+                layer = replace(layer, input=known[-1])
+            for name in layer.sources:
+                if name not in known:
                     raise ValueError(f"Layer {layer.name!r} reads {name!r}, which no layer before it makes")
             if layer.name in known:
                 raise ValueError(f"There are two layers {layer.name!r}")
-            if layer.skip is not None and isinstance(layer, FloatPool) and layer.kind == "max":
+            if isinstance(layer, FloatPool) and layer.kind == "max" and layer.skip is not None:
                 raise ValueError(f"Layer {layer.name!r} is a maximum pool, which cannot add")
             known.append(layer.name)
             layers.append(layer)
@@ -162,15 +212,13 @@ class FloatGraph:
 
     def last_readers(self) -> dict[str, int]:
         """Index of the last layer that reads each tensor, by the tensor's name; who reads last may drop it."""
-        return {name: at for at, layer in enumerate(self.layers) for name in (layer.input, layer.skip)
-                if name is not None}
+        return {name: at for at, layer in enumerate(self.layers) for name in layer.sources}
 
-    def outputs(self, x: Float64Array) -> Iterator[tuple[FloatLayer, Float64Array]]:
+    def outputs(self, x: Float64Array) -> Iterator[tuple[FloatOperation, Float64Array]]:
         """Run inputs (N, C, H, W), and yield every layer with its output (N, C', H', W')."""
         values, last = {INPUT: x}, self.last_readers()
         for at, layer in enumerate(self.layers):
-            assert layer.input is not None
-            value = layer.run(values[layer.input], None if layer.skip is None else values[layer.skip])
+            value = layer.run(*(values[name] for name in layer.sources))
             yield layer, value
             values[layer.name] = value
             values = {name: kept for name, kept in values.items() if last.get(name, -1) > at}
@@ -196,22 +244,34 @@ class FloatGraph:
         return array.reshape(len(array), *self.input_shape)
 
 
-def windows(x: Float64Array, layer: FloatLayer, fill: float) -> Float64Array:
-    """Every position of a layer's window, as a view: (N, C, H, W) to (N, C, H', W', kh, kw)."""
+def taps(x: Float64Array, layer: FloatLayer, fill: float = 0.0) -> Iterator[Float64Array]:
+    """What every position of a layer's window sees, row by row of the window: views (N, C, H', W') of (N, C, H, W).
+
+    ``fill`` is what padding reads as.
+    """
     top, left, bottom, right = layer.padding
-    padded = x
-    if any(layer.padding):
-        padded = np.pad(x, ((0, 0), (0, 0), (top, bottom), (left, right)), constant_values=fill)
-    spans = tuple(d * (k - 1) + 1 for d, k in zip(layer.dilation, layer.kernel, strict=True))
-    view = np.lib.stride_tricks.sliding_window_view(padded, spans, axis=(2, 3))
-    return view[:, :, :: layer.stride[0], :: layer.stride[1], :: layer.dilation[0], :: layer.dilation[1]]
-
-
-def patches(x: Float64Array, layer: FloatLayer, fill: float) -> Iterator[Float64Array]:
-    """The rows of a convolution's matrix product, in order: arrays (pixels, C * kh * kw), a part of the batch each."""
     _, height, width = layer.output_shape(*x.shape[1:])
-    columns = x.shape[1] * layer.taps
-    step = max(1, PATCH_VALUES // (height * width * columns))
+    if any(layer.padding):
+        x = np.pad(x, ((0, 0), (0, 0), (top, bottom), (left, right)), constant_values=fill)
+    for row in range(0, layer.kernel[0] * layer.dilation[0], layer.dilation[0]):
+        for column in range(0, layer.kernel[1] * layer.dilation[1], layer.dilation[1]):
+            yield x[:, :, row : row + (height - 1) * layer.stride[0] + 1 : layer.stride[0],
+                    column : column + (width - 1) * layer.stride[1] + 1 : layer.stride[1]]
+
+
+def patches(x: Float64Array, layer: FloatConv) -> Iterator[tuple[slice, Float64Array]]:
+    """The columns of a convolution's matrix product, a part of the batch at a time.
+
+    Yields
+    ------
+    slice
+        The samples of (N, C, H, W) that the part holds.
+    float64 array, shape (groups, inputs of an output, samples * H' * W')
+        What the weights are multiplied with, one column per output pixel.
+    """
+    _, height, width = layer.output_shape(*x.shape[1:])
+    step = max(1, PATCH_VALUES // (height * width * x.shape[1] * layer.taps))
     for start in range(0, len(x), step):
-        view = windows(x[start : start + step], layer, fill)
-        yield view.transpose(0, 2, 3, 1, 4, 5).reshape(-1, columns)
+        part = slice(start, min(start + step, len(x)))
+        columns = np.stack([tap.transpose(1, 0, 2, 3) for tap in taps(x[part], layer)], axis=1)
+        yield part, columns.reshape(layer.groups, -1, (part.stop - part.start) * height * width)

@@ -1,15 +1,15 @@
 """Walk a PyTorch module's exported program into a float graph.
 
-The program is a list of operators in execution order. Each becomes a layer, changes the layer before it (a batch
-norm is folded, an activation becomes a clamp, an addition is done before that) or vanishes (dropout, reshapes). An
-operator that fits none of these is noted and the walk goes on, so that one error can name them all; nothing is ever
-left in float.
+The program is a list of operators in execution order. Each becomes a layer, changes one beside it (a batch norm is
+folded, an activation becomes a clamp, an addition is done before that, zeros around a map become padding) or vanishes
+(dropout, reshapes). An operator that fits none of these is noted and the walk goes on, so that one error can name them
+all; nothing is ever left in float.
 """
 
 import linecache
 import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from math import prod
@@ -39,9 +39,9 @@ def import_module(module: "nn.Module", example: "torch.Tensor | npt.NDArray[Any]
     Parameters
     ----------
     module : nn.Module
-        Convolutions, linear layers, batch norms, clamp-like activations, pools, additions, flattens and dropouts.
-        Its training flags are left as they are.
-    example : Tensor, shape (N, C, H, W) or (N, features)
+        Convolutions, linear layers, batch norms, clamp-like activations, pools, additions, concatenations of
+        channels, padding with zeros, strided slices, flattens and dropouts. Its training flags are left as they are.
+    example : Tensor, shape (N, C, H, W), (N, C, L) or (N, features)
         Inputs that set the shapes; their values do not matter.
 
     Raises
@@ -82,10 +82,10 @@ def _writes(node: "fx.Node") -> bool:
     return schema is not None and schema.is_mutable
 
 
-def _pair(value: Any) -> tuple[int, int]:
-    """Spell PyTorch's ``n``, ``[n]`` and ``[m, n]`` as a pair."""
+def _pair(value: Any, dimensions: int, along: int) -> tuple[int, int]:
+    """Spell PyTorch's ``n``, ``[n]`` and ``[m, n]`` as a pair; in one dimension the vertical one is ``along``."""
     items = [value] if isinstance(value, int) else list(value)
-    return int(items[0]), int(items[-1])
+    return (int(items[0]) if dimensions == 2 else along), int(items[-1])
 
 
 class _Unsupported(Exception):
@@ -113,6 +113,7 @@ class _Walk:
         self.values: dict[str, _Value] = {}
         self.steps: list[Step] = []
         self.parameters: dict[str, npt.NDArray[np.float64]] = {}
+        self.owners: dict[str, str] = {}  # path of the module whose weight a parameter is
         self.names: set[str] = set()
         self.batch = 0
 
@@ -129,6 +130,9 @@ class _Walk:
                     self._input(node)
                 elif spec.target in tensors:
                     self.parameters[node.name] = tensors[spec.target].detach().cpu().double().numpy()
+                    path, _, name = spec.target.rpartition(".")
+                    if path and name == "weight":
+                        self.owners[node.name] = path
             elif node.op == "call_function":
                 self._operator(node)
             elif node.op == "output":
@@ -147,10 +151,11 @@ class _Walk:
         if self.values:
             raise UnsupportedError("The module has several inputs; the machine takes one")
         batch, *shape = self._shape_of(node)
-        if len(shape) not in (1, 3):
-            raise UnsupportedError(f"The input must be (N, C, H, W) or (N, features), not {(batch, *shape)}")
+        if not 1 <= len(shape) <= 3:
+            raise UnsupportedError(f"The input must be (N, C, H, W), (N, C, L) or (N, features), not {(batch, *shape)}")
         self.batch = batch
-        channels, height, width = shape if len(shape) == 3 else (*shape, 1, 1)
+        channels, *middle = shape
+        height, width = (1, 1, *middle)[-2:]
         self.values[node.name] = self._step(Step((channels, height, width)))
 
     def _operator(self, node: "fx.Node") -> None:
@@ -164,7 +169,7 @@ class _Walk:
             if kind is None:
                 name = spelling.split(".")[1] if spelling.startswith("aten.") else spelling
                 raise _Unsupported(ADVICE.get(name, "the machine has nothing like it"))
-            if kind != "add" and (len(inputs) > 1 or node.args[0] is not inputs[0]):
+            if kind not in ("add", "concat") and (len(inputs) > 1 or node.args[0] is not inputs[0]):
                 raise _Unsupported("it must read one activation tensor, the output of the layer before it")
             handler: Callable[[fx.Node, fx.Node, _Value], _Value] = getattr(self, f"_{kind}")
             self.values[node.name] = handler(node, inputs[0], source)
@@ -179,26 +184,25 @@ class _Walk:
         weights = self._parameter(args["weight"])
         if args.get("transposed"):
             raise _Unsupported(ADVICE["conv_transpose2d"])
-        if weights.ndim != 4:
-            raise _Unsupported("only two-dimensional convolutions run")
-        if args["groups"] != 1:
-            depthwise = args["groups"] == weights.shape[0] and weights.shape[1] == 1
-            raise _Unsupported("depthwise convolution is not supported yet" if depthwise
-                               else f"grouped convolution ({args['groups']} groups) is not supported yet")
-        self._expect_map(source, value)
+        if weights.ndim not in (3, 4):
+            raise _Unsupported(ADVICE["conv3d"])
+        flat = weights.ndim - 2
+        self._expect_map(source, value, flat)
+        if flat == 1:
+            weights = weights[:, :, np.newaxis]
         kernel = (weights.shape[2], weights.shape[3])
-        dilation = _pair(args["dilation"])
+        dilation = _pair(args["dilation"], flat, 1)
         padding = args["padding"]
         if padding == "same":
             total = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
             before = [t // 2 for t in total]
             sides = (*before, total[0] - before[0], total[1] - before[1])
         else:
-            vertical, horizontal = (0, 0) if padding == "valid" else _pair(padding)
+            vertical, horizontal = (0, 0) if padding == "valid" else _pair(padding, flat, 0)
             sides = (vertical, horizontal, vertical, horizontal)
         return self._append(value, FloatConv(
-            self._name(node), kernel, _pair(args["stride"]), sides, dilation, weights=weights,
-            bias=self._bias(args["bias"], len(weights))), normalizable=True)
+            self._name(node), kernel, _pair(args["stride"], flat, 1), sides, dilation, weights=weights,
+            bias=self._bias(args["bias"], len(weights)), groups=args["groups"]), normalizable=True)
 
     def _linear(self, node: "fx.Node", source: "fx.Node", value: _Value) -> _Value:
         args = _arguments(node)
@@ -223,53 +227,54 @@ class _Walk:
         beta = self._bias(args["bias"], len(mean))
         if value.step is None:
             return value
-        if not value.normalizable:
-            raise _Unsupported("a batch norm must come right after a convolution or a linear layer, to fold into it")
-        last = value.step.layer
-        assert isinstance(last, FloatConv)
-        if len(mean) != len(last.bias):
-            raise _Unsupported(f"it normalizes {len(mean)} channels, but {last.name!r} makes {len(last.bias)}")
         deviation = np.sqrt(var + args["eps"])
         # A channel that never varies has nothing to scale: it is the constant beta.
         gain = np.divide(gamma, deviation, out=np.zeros_like(gamma), where=deviation > 0)
-        folded = replace(last, weights=last.weights * gain[:, None, None, None],
-                         bias=beta + (last.bias - mean) * gain)
-        # Whoever else reads the convolution's bare output still does.
-        return self._step(Step(value.shape, value.step.sources, folded))
+        shape = self._shape_of(source)
+        if len(mean) != value.shape[0] or (len(shape) == 2 and shape[1] != len(mean)):
+            raise _Unsupported(f"it normalizes {len(mean)} channels of {value.shape}")
+        last = value.step.layer
+        if value.normalizable and isinstance(last, FloatConv):
+            folded = replace(last, weights=last.weights * gain[:, None, None, None],
+                             bias=beta + (last.bias - mean) * gain)
+            # Whoever else reads the convolution's bare output still does.
+            return self._step(Step(value.shape, value.step.sources, folded))
+        return self._append(value, FloatConv(self._name(node), (1, 1), weights=gain.reshape(-1, 1, 1, 1),
+                                             bias=beta - mean * gain, groups=len(gain)))
 
     def _max_pool(self, node: "fx.Node", source: "fx.Node", value: _Value) -> _Value:
-        args = _arguments(node)
-        self._expect_map(source, value)
-        kernel, dilation = _pair(args["kernel_size"]), _pair(args["dilation"])
-        stride = _pair(args["stride"] or args["kernel_size"])
-        before = _pair(args["padding"])
+        args, flat = _arguments(node), _dimensions(node)
+        self._expect_map(source, value, flat)
+        kernel, dilation = _pair(args["kernel_size"], flat, 1), _pair(args["dilation"], flat, 1)
+        stride = _pair(args["stride"] or args["kernel_size"], flat, 1)
+        before = _pair(args["padding"], flat, 0)
         after = list(before)
         if args["ceil_mode"] and value.step is not None:
             # One more window that hangs over the edge is padding at the bottom and right.
-            for axis, size in enumerate(self._shape_of(node)[2:]):
+            for axis, size in enumerate((1, *self._shape_of(node)[2:])[-2:]):
                 reach = (size - 1) * stride[axis] + dilation[axis] * (kernel[axis] - 1) + 1
                 after[axis] = max(after[axis], reach - value.shape[1 + axis] - before[axis])
         return self._append(value, FloatPool(self._name(node), kernel, stride, (*before, after[0], after[1]), dilation,
                                              kind="max"))
 
     def _average_pool(self, node: "fx.Node", source: "fx.Node", value: _Value) -> _Value:
-        args = _arguments(node)
-        self._expect_map(source, value)
-        kernel = _pair(args["kernel_size"])
-        vertical, horizontal = _pair(args["padding"])
+        args, flat = _arguments(node), _dimensions(node)
+        self._expect_map(source, value, flat)
+        kernel, divisor = _pair(args["kernel_size"], flat, 1), args.get("divisor_override")
+        vertical, horizontal = _pair(args["padding"], flat, 0)
         if args["ceil_mode"]:
             raise _Unsupported("ceil_mode=True divides windows at the edge by another size; use padding")
-        if (vertical or horizontal) and not args["count_include_pad"] and args["divisor_override"] is None:
+        if (vertical or horizontal) and not args["count_include_pad"] and divisor is None:
             raise _Unsupported("count_include_pad=False divides windows at the edge by another size")
         return self._append(value, FloatPool(
-            self._name(node), kernel, _pair(args["stride"] or kernel), (vertical, horizontal, vertical, horizontal),
-            kind="average", divisor=args["divisor_override"] or prod(kernel)))
+            self._name(node), kernel, _pair(args["stride"] or args["kernel_size"], flat, 1),
+            (vertical, horizontal, vertical, horizontal), kind="average", divisor=divisor or prod(kernel)))
 
     def _adaptive_average_pool(self, node: "fx.Node", source: "fx.Node", value: _Value) -> _Value:
-        self._expect_map(source, value)
+        self._expect_map(source, value, _dimensions(node))
         if value.step is None:
             return value
-        size = self._shape_of(node)[2:]
+        size = (1, *self._shape_of(node)[2:])[-2:]
         kernel = (value.shape[1] // size[0], value.shape[2] // size[1])
         if (kernel[0] * size[0], kernel[1] * size[1]) != value.shape[1:]:
             raise _Unsupported(f"windows differ in size from {value.shape[1:]} to {size}: an output of (1, 1), or one "
@@ -302,7 +307,84 @@ class _Walk:
             raise _Unsupported(f"it adds tensors of shapes {shapes[0]} and {shapes[1]}; they must have one shape")
         if values[0].shape != values[1].shape:
             raise _Unsupported(f"its inputs were reshaped from {values[0].shape} and {values[1].shape}")
-        return self._step(Step(value.shape, (values[0].step, values[1].step), name=partial(self._name, node)))
+        return self._step(Step(value.shape, (values[0].step, values[1].step), join="sum",
+                               name=partial(self._name, node)))
+
+    def _concat(self, node: "fx.Node", source: "fx.Node", value: _Value) -> _Value:
+        args = _arguments(node)
+        operands: Sequence[Any] = args["tensors"]
+        values = [self.values.get(getattr(operand, "name", "")) for operand in operands]
+        parts = [part for part in values if part is not None]
+        if len(parts) < len(values):
+            raise _Unsupported("it concatenates a constant; only activation tensors can be concatenated")
+        shapes = [self._shape_of(operand) for operand in operands]
+        if args.get("dim", 1) % len(shapes[0]) != 1:
+            raise _Unsupported(f"it concatenates along axis {args['dim']} of {shapes[0]}, not along the channels")
+        steps = [part.step for part in parts if part.step is not None]
+        if len(steps) < len(parts):
+            return _Value(value.shape, None)
+        # Flattened maps of one size are concatenated as if they were maps.
+        plain = all(_is_map(shape, part.shape) or len(shape) == 2 for shape, part in zip(shapes, parts, strict=True))
+        if not plain or len({part.shape[1:] for part in parts}) > 1:
+            raise _Unsupported(f"its inputs were reshaped from {', '.join(str(part.shape) for part in parts)}")
+        if len(steps) == 1:
+            return replace(value)
+        return self._step(Step((sum(part.shape[0] for part in parts), *value.shape[1:]), tuple(steps), join="concat",
+                               name=partial(self._name, node)))
+
+    # Values that only move ---------------------------------------------------------------------------------------
+
+    def _pad(self, node: "fx.Node", source: "fx.Node", value: _Value) -> _Value:
+        args = _arguments(node)
+        if args.get("mode", "constant") != "constant" or args["value"]:
+            raise _Unsupported("only padding with zeros runs")
+        if min(args["pad"]) < 0:
+            raise _Unsupported("it crops; only strided slices from the start run")
+        shape = self._shape_of(source)
+        if value.step is None:
+            return value
+        # Pairs (before, after), the last axis first.
+        pairs = [tuple(args["pad"][at : at + 2]) for at in range(0, len(args["pad"]), 2)]
+        axes = dict(zip(range(len(shape) - 1, -1, -1), pairs, strict=False))
+        if any(axes.pop(0, ())):
+            raise _Unsupported("it pads the batch")
+        self._expect_map(source, value, len(shape) - 2)
+        before, after = axes.pop(1, (0, 0))
+        if before or after:
+            value = self._pick(node, value, [None] * before + list(range(value.shape[0])) + [None] * after)
+        sides = [axes.get(axis, (0, 0)) for axis in (len(shape) - 2, len(shape) - 1)]
+        if any(map(any, sides)):
+            value = self._move(node, value, padding=(sides[0][0], sides[1][0], sides[0][1], sides[1][1]))
+        return replace(value)
+
+    def _slice(self, node: "fx.Node", source: "fx.Node", value: _Value) -> _Value:
+        args, shape, result = _arguments(node), self._shape_of(source), self._shape_of(node)
+        axis, step = args["dim"] % len(shape), args["step"]
+        start, stop, _ = slice(args["start"], args["end"], step).indices(shape[axis])
+        whole = start == 0 and step == 1 and (args["end"] is None or args["end"] >= 1 << 31)
+        if axis == 0 and not whole:
+            raise _Unsupported("it picks samples of the batch")
+        if value.step is None or result == shape:
+            return replace(value)
+        self._expect_map(source, value, len(shape) - 2)
+        if axis == 1:
+            return self._pick(node, value, list(range(start, stop, step)))
+        if start or result[axis] != -(-shape[axis] // step):
+            raise _Unsupported("it crops; only strided slices from the start run")
+        return self._move(node, value, stride=(1, step) if axis == len(shape) - 1 else (step, 1))
+
+    def _move(self, node: "fx.Node", value: _Value, *, stride: tuple[int, int] = (1, 1),
+              padding: tuple[int, int, int, int] = (0, 0, 0, 0)) -> _Value:
+        """Put zeros around a map, or leave pixels out; a layer behind it may do that by itself."""
+        return self._append(value, FloatPool(self._name(node), (1, 1), stride, padding, kind="average"))
+
+    def _pick(self, node: "fx.Node", value: _Value, channels: Sequence[int | None]) -> _Value:
+        """Make a map of some channels, zeros where None."""
+        weights = np.zeros((len(channels), value.shape[0], 1, 1))
+        for at, channel in enumerate(channels):
+            if channel is not None:
+                weights[at, channel] = 1.0
+        return self._append(value, FloatConv(self._name(node), (1, 1), weights=weights, bias=np.zeros(len(channels))))
 
     # Activations and what vanishes -------------------------------------------------------------------------------
 
@@ -365,9 +447,11 @@ class _Walk:
             return _Value(value.shape, None)
         return self._step(Step(layer.output_shape(*value.shape), (value.step,), layer), normalizable=normalizable)
 
-    def _expect_map(self, source: "fx.Node", value: _Value) -> None:
-        if value.step is not None and self._shape_of(source) != (self.batch, *value.shape):
-            raise _Unsupported(f"its input was reshaped from {(self.batch, *value.shape)} to {self._shape_of(source)}")
+    def _expect_map(self, source: "fx.Node", value: _Value, dimensions: int = 2) -> None:
+        """Refuse what is not a map of so many dimensions."""
+        shape = self._shape_of(source)
+        if value.step is not None and not (len(shape) == dimensions + 2 and _is_map(shape, value.shape)):
+            raise _Unsupported(f"its input was reshaped from {(self.batch, *value.shape)} to {shape}")
 
     def _parameter(self, node: "fx.Node") -> npt.NDArray[np.float64]:
         if node.name not in self.parameters:
@@ -384,16 +468,32 @@ class _Walk:
         return tuple(int(n) for n in (value[0] if isinstance(value, tuple | list) else value).shape)
 
     def _name(self, node: "fx.Node") -> str:
-        """Module path of a node, its operator added where the module is not PyTorch's own; made unique."""
+        """Path of the module whose weights a node uses, or that it runs in; made unique.
+
+        The operator is added where the module is not PyTorch's own: it may do several things.
+        """
         path, kind = _module_of(node)
         operator = str(node.target).split(".")[1].strip("_") if hasattr(node.target, "_schema") else "add"
         stem = (path if kind.startswith("torch.nn.") else f"{path}.{operator}".strip(".")) or operator
+        stem = next((self.owners[used.name] for used in node.all_input_nodes if used.name in self.owners), stem)
         name, count = stem, 1
         while name in self.names:
             count += 1
             name = f"{stem}_{count}"
         self.names.add(name)
         return name
+
+
+def _is_map(shape: tuple[int, ...], layer: Shape) -> bool:
+    """Whether a tensor (N, ...) is what a layer of (channels, height, width) made, not a reshape of it."""
+    channels, height, width = layer
+    return shape[1:] == layer or (shape[1:], height) == ((channels, width), 1) or (
+        shape[1:], height, width) == ((channels,), 1, 1)
+
+
+def _dimensions(node: "fx.Node") -> int:
+    """Over how many dimensions an operator's window slides."""
+    return 1 if "1d" in str(node.target) else 2
 
 
 def _arguments(node: "fx.Node") -> dict[str, Any]:

@@ -11,6 +11,8 @@ __all__ = ["ADVICE", "OPERATORS", "Offender", "UnsupportedError"]
 
 #: Spelling of an operator in an exported program, to the importer's own name for it.
 OPERATORS: dict[str, str] = {
+    "aten.conv1d.default": "conv",
+    "aten.conv1d.padding": "conv",
     "aten.conv2d.default": "conv",
     "aten.conv2d.padding": "conv",
     "aten.convolution.default": "conv",
@@ -34,9 +36,20 @@ OPERATORS: dict[str, str] = {
     "aten.add.Tensor": "add",
     "aten.add_.Tensor": "add",
     "add": "add",
+    "aten.cat.default": "concat",
+    "aten.concat.default": "concat",
+    "aten.concatenate.default": "concat",
+    "aten.hstack.default": "concat",
+    "aten.pad.default": "pad",
+    "aten.constant_pad_nd.default": "pad",
+    "aten.slice.Tensor": "slice",
+    "aten.max_pool1d.default": "max_pool",
+    "aten.max_pool1d_with_indices.default": "max_pool",
     "aten.max_pool2d.default": "max_pool",
     "aten.max_pool2d_with_indices.default": "max_pool",
+    "aten.avg_pool1d.default": "average_pool",
     "aten.avg_pool2d.default": "average_pool",
+    "aten.adaptive_avg_pool1d.default": "adaptive_average_pool",
     "aten.adaptive_avg_pool2d.default": "adaptive_average_pool",
     "aten.mean.dim": "mean",
     "aten.flatten.using_ints": "reshape",
@@ -68,19 +81,20 @@ OPERATORS: dict[str, str] = {
 
 _HOST = "leave it out of the module and apply it to the outputs on the host"
 _CLAMP = "use ReLU, ReLU6 or Hardtanh"
-_NORM = "use BatchNorm2d right after a convolution"
+_NORM = "use a batch norm"
 _LAYOUT = "feature maps stay (channels, height, width)"
-_NOT_YET = "not supported yet"
 
 #: What would do instead of an operator that the machine does not run, by its name without namespace and overload.
 ADVICE: dict[str, str] = {
-    "cat": f"concatenation is {_NOT_YET}",
-    "conv1d": "use a conv2d whose kernel has height 1",
-    "conv3d": "only two-dimensional convolutions run",
+    "conv3d": "only one- and two-dimensional convolutions run",
+    "conv_transpose1d": "use upsampling on the host or a strided convolution",
     "conv_transpose2d": "use upsampling on the host or a strided convolution",
+    "adaptive_max_pool1d": "use max_pool1d with the kernel written out",
     "adaptive_max_pool2d": "use max_pool2d with the kernel written out",
-    "pad": "use the padding of the convolution or pool that follows",
-    "constant_pad_nd": "use the padding of the convolution or pool that follows",
+    "stack": "concatenate along the channels instead",
+    "select": "slice with a range instead", "index": "slice with a range instead",
+    "chunk": "slice the channels one part at a time", "split": "slice the channels one part at a time",
+    "split_with_sizes": "slice the channels one part at a time",
     "softmax": _HOST, "_softmax": _HOST, "log_softmax": _HOST, "_log_softmax": _HOST, "argmax": _HOST,
     "leaky_relu": _CLAMP, "leaky_relu_": _CLAMP, "prelu": _CLAMP, "_prelu_kernel": _CLAMP, "elu": _CLAMP,
     "elu_": _CLAMP, "selu": _CLAMP, "gelu": _CLAMP, "silu": _CLAMP, "silu_": _CLAMP, "mish": _CLAMP,

@@ -1,8 +1,13 @@
 """What a user may choose about quantization, and the error that quantization raises."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from typing import Literal, get_args
 
+import numpy as np
+
+from nomul.frontend import FloatConv
 from nomul_hw.arithmetic import gain_multipliers
 from nomul_hw.formats import WeightFormat, get_format
 
@@ -22,7 +27,7 @@ class QuantizeConfig:
     Parameters
     ----------
     format : WeightFormat
-        Levels of all weights (a name such as ``"ternary"`` is accepted and looked up).
+        Levels of the weights (a name such as ``"ternary"`` is accepted and looked up).
     act_bits : int
         Width of all activations.
     gain_terms : int
@@ -34,6 +39,9 @@ class QuantizeConfig:
         it; ``"nearest"`` rounds each weight on its own.
     bias_correction : bool
         Restore the mean of every output channel, as calibration sees it.
+    formats : mapping of str to WeightFormat
+        Other formats for some layers, by patterns of their names, such as ``{"conv1": "int8", "*.fc": "int8"}``. The
+        first pattern that matches decides.
 
     Raises
     ------
@@ -47,16 +55,15 @@ class QuantizeConfig:
     acc_bits: int = 24
     method: Method = "gptq"
     bias_correction: bool = True
+    formats: Mapping[str, WeightFormat] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         try:
-            if isinstance(self.format, str):
-                object.__setattr__(self, "format", get_format(self.format))
+            object.__setattr__(self, "format", _format(self.format))
+            object.__setattr__(self, "formats", {name: _format(value) for name, value in self.formats.items()})
             gain_multipliers(self.gain_terms)
         except ValueError as error:
             raise QuantizeError(str(error)) from None
-        if not isinstance(self.format, WeightFormat):
-            raise QuantizeError(f"Format must be a WeightFormat or the name of one, not {self.format!r}")
         for name, low, high in (("act_bits", 2, 8), ("acc_bits", 12, 32)):
             value = getattr(self, name)
             if not isinstance(value, int) or not low <= value <= high:
@@ -64,7 +71,28 @@ class QuantizeConfig:
         if self.method not in get_args(Method):
             raise QuantizeError(f"Method must be one of {', '.join(get_args(Method))}, not {self.method!r}")
 
+    def format_of(self, layer: FloatConv) -> WeightFormat:
+        """Format of a layer's weights.
+
+        A layer that only passes channels on, its weights 0 and 1, gets ternary ones where else it would have no zero.
+        """
+        fmt = next((value for pattern, value in self.formats.items() if fnmatchcase(layer.name, pattern)), self.format)
+        return fmt if fmt.zero or not passes_on(layer) else get_format("ternary")
+
     @property
     def max_gain_shift(self) -> int:
         """Largest right shift of a gain."""
         return self.acc_bits
+
+
+def passes_on(layer: FloatConv) -> bool:
+    """Whether every output channel is one of the input channels, or zero."""
+    return layer.taps == 1 and bool(np.isin(layer.weights, (0.0, 1.0)).all() and layer.weights.sum(axis=1).max() <= 1)
+
+
+def _format(value: WeightFormat | str) -> WeightFormat:
+    if isinstance(value, str):
+        return get_format(value)
+    if not isinstance(value, WeightFormat):
+        raise QuantizeError(f"Format must be a WeightFormat or the name of one, not {value!r}")
+    return value

@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from nomul_hw.arithmetic import act_range
 
-from ..graph import Conv, Graph, Node, Pool, Tensor
+from ..graph import Concat, Conv, Graph, Node, Pool, Tensor
 from .config import QuantizeError
 
 __all__ = ["FakeQuant"]
@@ -46,7 +46,8 @@ class FakeQuant(torch.nn.Module):
             raise QuantizeError(f"Fake quantization runs in torch.float64 or torch.float32, not {dtype}")
         self.graph = graph
         self.dtype = dtype
-        self.layers = torch.nn.ModuleList(_Layer(graph, node, dtype) for node in graph.nodes)
+        self.layers = torch.nn.ModuleList(_Join() if isinstance(node, Concat) else _Layer(graph, node, dtype)
+                                          for node in graph.nodes)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Compute real outputs (batch, *output_shape) from real inputs (batch, channels, height, width)."""
@@ -61,7 +62,7 @@ class FakeQuant(torch.nn.Module):
         # In float64 whatever the dtype: adding 0.5 to a float32 could round.
         reals = {source.name: _quantize(x.double(), source, act_range(self.graph.act_bits)).to(self.dtype)}
         for node, layer in zip(self.graph.nodes, self.layers, strict=True):
-            reals[node.output] = layer(reals[node.input], None if node.skip is None else reals[node.skip])
+            reals[node.output] = layer(*(reals[name] for name in node.sources))
         return reals
 
     def codes(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -73,8 +74,15 @@ class FakeQuant(torch.nn.Module):
         return codes
 
 
+class _Join(torch.nn.Module):
+    """A concatenation: its tensors already lie on one grid."""
+
+    def forward(self, *parts: torch.Tensor) -> torch.Tensor:
+        return torch.cat(parts, dim=1)
+
+
 class _Layer(torch.nn.Module):
-    """One node: real input codes to real output codes, each on its grid."""
+    """One node that computes: real input codes to real output codes, each on its grid."""
 
     weights: torch.Tensor
     bias: torch.Tensor
@@ -84,7 +92,7 @@ class _Layer(torch.nn.Module):
         self.node, self.target = node, graph.tensor(node.output)
         source = graph.tensor(node.input)
         if isinstance(node, Conv):
-            levels, self.groups = node.weights.astype(np.int64), 1
+            levels, self.groups = node.weights.astype(np.int64), node.groups
         else:
             assert isinstance(node, Pool)
             taps = node.kernel if node.kind == "sum" else (1, 1)

@@ -4,23 +4,36 @@ Two copies of the calibration inputs go through the network side by side: one in
 layers made so far, exactly as the machine will compute them. Each layer is fitted so that it makes of the second what
 the float layer makes of the first, and so mends what the layers before it broke. Its bias restores the float mean.
 
-A tensor's codes stand for ``factor * 2**exponent * (q - zero_point)``. The factor is 1 but after an average pool
+A tensor's codes stand for ``factor * 2**exponent * (q - zero_point)``. The factor is 1 but around an average pool
 whose gain the lattice cannot express (1/9 becomes 7/64): it is known, and the next convolution's gains absorb it, or
-the gains of the convolution before where the network ends with the pool or its output is added to another tensor.
+the gains of the convolution before where the network ends with the pool, or its output is added to another tensor or
+concatenated with one.
 """
 
+import fnmatch
 from dataclasses import dataclass, replace
+from functools import reduce
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from nomul.frontend import INPUT, FloatConv, FloatGraph, FloatLayer, FloatPool, import_module
-from nomul.frontend.float_graph import patches, windows
-from nomul.graph import Conv, Graph, Node, Pool, Tensor
+from nomul.frontend import (
+    INPUT,
+    FloatConcat,
+    FloatConv,
+    FloatGraph,
+    FloatLayer,
+    FloatOperation,
+    FloatPool,
+    import_module,
+)
+from nomul.frontend.float_graph import patches, taps
+from nomul.graph import Concat, Conv, Graph, Node, Operation, Pool, Tensor
 from nomul_hw.arithmetic import Gain, act_range, requantize, round_half_up, zero_point
+from nomul_hw.formats import WeightFormat
 
-from .config import QuantizeConfig, QuantizeError
+from .config import QuantizeConfig, QuantizeError, passes_on
 from .lattice import StepLattice
 from .report import LayerReport, QuantizeReport, sqnr_db
 from .scales import Scales, is_sum, mean_gain, plan_scales
@@ -41,6 +54,12 @@ CONSTANT = 2.0**-8
 #: Inputs per output channel beyond which the moments that ``"gptq"`` works with take gigabytes.
 MAX_INPUTS = 10_240
 
+#: Share of the accumulators that sums may take before biases are corrected.
+SUMS_SHARE = 0.96
+
+#: Largest weight that a channel of integers must still be able to have where its sums would not fit else.
+MIN_MAGNITUDE = 16
+
 #: Beyond every code.
 FAR = 1 << 60
 
@@ -53,7 +72,7 @@ def quantize(network: "nn.Module | FloatGraph", calibration: "torch.Tensor | npt
     ----------
     network : nn.Module or FloatGraph
         The float network; a module is imported first.
-    calibration : array or Tensor of real numbers, shape (N, C, H, W) or (N, features)
+    calibration : array or Tensor of real numbers, shape (N, C, H, W), (N, C, L) or (N, features)
         Typical inputs, a few hundred as a rule.
     config : QuantizeConfig, optional
         Format and method.
@@ -78,7 +97,7 @@ def quantize_report(network: "nn.Module | FloatGraph", calibration: "torch.Tenso
         calibration = calibration.detach().cpu()
     samples = np.asarray(calibration)
     if samples.ndim < 2 or not len(samples):
-        raise QuantizeError(f"Calibration inputs must be (N, C, H, W) or (N, features), not {samples.shape}")
+        raise QuantizeError(f"Calibration inputs must be (N, C, H, W), (N, C, L) or (N, features), not {samples.shape}")
     if not np.isfinite(samples).all():
         raise QuantizeError("Calibration inputs must be finite numbers")
     if not isinstance(network, FloatGraph):
@@ -105,11 +124,6 @@ class _Activations:
         """What one count is worth."""
         return _unit(self.tensor, self.factor)
 
-    @property
-    def signed(self) -> bool:
-        """Whether the tensor's codes can stand for negative numbers."""
-        return self.tensor.zero_point == 0
-
 
 def _unit(tensor: Tensor, factor: float) -> float:
     return factor * 2.0**tensor.exponent
@@ -129,27 +143,20 @@ class _Quantizer:
 
     def run(self, real: Float64Array) -> tuple[Graph, QuantizeReport]:
         """Quantize with these calibration inputs (N, C, H, W)."""
-        config, layers = self.config, self.network.layers
+        config = self.config
         self._check()
-        self.scales = plan_scales(self.network, real, config)
-        name = "input"
+        self.network, self.scales = plan_scales(self.network, real, config)
+        layers, name = self.network.layers, "input"
         while name in {layer.name for layer in layers}:
             name += "_"
-        tensor = self._tensor(INPUT, real, signed=bool(real.min() < 0))
+        tensor = self._tensor(INPUT, real)
         low, high = self._counts(tensor)
         tensor = replace(tensor, name=name)
         at = _Activations(tensor, 1.0, real, np.clip(round_half_up(real / _unit(tensor, 1.0)), low, high))
         made, last = {INPUT: at}, self.network.last_readers()
-        tensors, nodes = [tensor], list[Node]()
-        node: Node
+        tensors, nodes = [tensor], list[Operation]()
         for index, layer in enumerate(layers):
-            assert layer.input is not None
-            source, skip = made[layer.input], None if layer.skip is None else made[layer.skip]
-            if isinstance(layer, FloatConv):
-                node, at = self._conv(layer, source, skip)
-            else:
-                assert isinstance(layer, FloatPool)
-                node, at = self._pool(layer, source, skip)
+            node, at = self._layer(layer, *(made[name] for name in layer.sources))
             tensors.append(at.tensor)
             nodes.append(node)
             made[layer.name] = at
@@ -158,8 +165,23 @@ class _Quantizer:
                       at.tensor.name, self.network.output_shape)
         return graph, QuantizeReport(tuple(self.reports))
 
+    def _layer(self, layer: FloatOperation, *sources: _Activations) -> tuple[Operation, _Activations]:
+        if isinstance(layer, FloatConv):
+            return self._conv(layer, *sources)
+        if isinstance(layer, FloatPool):
+            return self._pool(layer, *sources)
+        assert isinstance(layer, FloatConcat)
+        real, counts = (np.concatenate(parts, axis=1) for parts in ([s.real for s in sources],
+                                                                    [s.counts for s in sources]))
+        node = Concat(layer.name, tuple(source.tensor.name for source in sources), layer.name)
+        return node, _Activations(self._tensor(layer.name, real), self.scales.factors[layer.name], real, counts)
+
     def _check(self) -> None:
-        """Refuse layers that no calibration could help."""
+        """Refuse choices and layers that no calibration could help."""
+        names = [layer.name for layer in self.network.layers if isinstance(layer, FloatConv)]
+        for pattern in self.config.formats:
+            if not fnmatch.filter(names, pattern):
+                raise QuantizeError(f"No layer with weights has a name like {pattern!r}; there are {', '.join(names)}")
         for layer in self.network.layers:
             if isinstance(layer, FloatPool) and layer.kind == "average" and (
                     layer.taps << self.config.act_bits >= self.limit):
@@ -171,28 +193,26 @@ class _Quantizer:
 
     # Pools -------------------------------------------------------------------------------------------------------
 
-    def _pool(self, layer: FloatPool, source: _Activations, skip: _Activations | None) -> tuple[Pool, _Activations]:
+    def _pool(self, layer: FloatPool, source: _Activations,
+              skip: _Activations | None = None) -> tuple[Pool, _Activations]:
         if skip is not None and is_sum(layer) and skip.tensor.exponent < source.tensor.exponent:
             source, skip = skip, source  # the coarser one is added
         real = layer.run(source.real, None if skip is None else skip.real)
-        factor = self.scales.factors[layer.name]
+        target = self._tensor(layer.name, real)
         if layer.kind == "max":
-            target = replace(source.tensor, name=layer.name, height=real.shape[2], width=real.shape[3])
             gain = Gain(1, 0)
-            sums = windows(source.counts, layer, self._counts(source.tensor)[0]).max(axis=(4, 5))
+            sums = reduce(np.maximum, taps(source.counts, layer, self._counts(source.tensor)[0]))
             offset = -source.tensor.zero_point
         else:
-            signed = layer.low < 0 and (source.signed or (skip is not None and skip.signed))
-            target = self._tensor(layer.name, real, signed=signed)
             # A finer scale where averaging leaves only small values.
-            mean = mean_gain(layer, self.config)
+            mean = mean_gain(layer, self.scales.factors, self.config)
             gain = Gain(mean.multiplier, mean.shift + target.exponent - source.tensor.exponent)
             if gain.shift > self.config.max_gain_shift:
                 raise QuantizeError(f"{layer.name}: its output's scale is 2**{gain.shift} times its input's, more than "
                                     f"acc_bits = {self.config.acc_bits} can shift")
-            sums = windows(source.counts, layer, 0.0).sum(axis=(4, 5))
+            sums = reduce(np.add, taps(source.counts, layer))
             offset = -source.tensor.zero_point * layer.taps
-        node = Pool(**self._geometry(layer, source, skip), **self._clamp(layer, target, factor),
+        node = Pool(**self._geometry(layer, source, skip), **self._clamp(layer, target),
                     bias=np.full(target.channels, offset, dtype=np.int64),
                     multiplier=np.full(target.channels, gain.multiplier, dtype=np.int64),
                     shift=np.full(target.channels, gain.shift, dtype=np.int64),
@@ -204,72 +224,92 @@ class _Quantizer:
 
     # Convolutions ------------------------------------------------------------------------------------------------
 
-    def _conv(self, layer: FloatConv, source: _Activations, skip: _Activations | None) -> tuple[Conv, _Activations]:
-        config, factor = self.config, self.scales.factors[layer.name]
-        linear = layer.linear(source.real)
-        real = np.clip(linear if skip is None else linear + skip.real, layer.low, layer.high)
-        mean = linear.mean(axis=(0, 2, 3))
-        target = self._tensor(layer.name, real, signed=layer.low < 0)
+    def _conv(self, layer: FloatConv, source: _Activations,
+              skip: _Activations | None = None) -> tuple[Conv, _Activations]:
+        config, factor, fmt = self.config, self.scales.factors[layer.name], self.config.format_of(layer)
+        real = layer.linear(source.real)
+        mean = real.mean(axis=(0, 2, 3))
+        real = np.clip(real if skip is None else real + skip.real, layer.low, layer.high)
+        target = self._tensor(layer.name, real)
         drop = 0 if skip is None else target.exponent - skip.tensor.exponent
         weights = layer.weights.reshape(len(layer.weights), -1)
         lattice = StepLattice(config.gain_terms, config.max_gain_shift, _unit(target, factor) / source.unit, drop)
         # A step so small that the bias alone would overflow is no choice, however small the weights.
         least = np.maximum(np.abs(layer.bias), np.abs(mean)) / source.unit / (self.limit / 4)
         lowest = np.minimum(np.searchsorted(lattice.steps, least), len(lattice.steps) - 1)
-        fit = self._fit(layer, weights, source, lattice, lowest)
-        levels, multiplier, shift = fit.levels, lattice.multipliers[fit.index], lattice.shifts[fit.index]
-        steps = lattice.steps[fit.index]
+        fit = self._fit_sums(layer, source, fmt, lattice, lowest.reshape(layer.groups, -1))
+        levels, index = fit.levels.reshape(weights.shape), fit.index.reshape(-1)
+        multiplier, shift, steps = lattice.multipliers[index], lattice.shifts[index], lattice.steps[index]
+        sums = self._sums(layer, levels, source)
         offset = layer.bias / (source.unit * steps)
         if config.bias_correction:
-            offset = mean / (source.unit * steps) - self._sums(layer, levels, source).mean(axis=(0, 2, 3))
+            offset = mean / (source.unit * steps) - sums.mean(axis=(0, 2, 3))
         offset = round_half_up(offset).astype(np.int64)
 
-        clamp = self._clamp(layer, target, factor)
+        clamp = self._clamp(layer, target)
         ends = clamp["low"] - target.zero_point, clamp["high"] - target.zero_point
         if skip is not None:  # no skip tensor brings what lies beyond back into the range
             ends = -2 << config.act_bits, 2 << config.act_bits
         reach = np.abs(weights).sum(axis=1) * source.unit * (1 << config.act_bits)
-        for channel in np.flatnonzero(reach < CONSTANT * _unit(target, factor)):
+        constant = np.flatnonzero(reach < CONSTANT * _unit(target, factor))
+        for channel in constant:
             count = int(np.clip(round_half_up(mean[channel] / _unit(target, factor)), *ends))
-            levels[channel], offset[channel], shift[channel] = self._constant(count, levels.shape[1], ends, drop)
+            levels[channel], offset[channel], shift[channel] = self._constant(count, levels.shape[1], fmt, ends, drop)
             multiplier[channel], steps[channel] = 1, lattice.unit / 2.0 ** shift[channel]
+        if len(constant):
+            sums = self._sums(layer, levels, source)
         node = Conv(**self._geometry(layer, source, skip), **clamp,
                     bias=offset - source.tensor.zero_point * levels.sum(axis=1), multiplier=multiplier, shift=shift,
-                    weights=levels.reshape(layer.weights.shape).astype(np.int32))
+                    weights=levels.reshape(layer.weights.shape).astype(np.int32), groups=layer.groups,
+                    format=None if fmt == config.format else fmt)
         self._check_sums(layer, levels, node.bias)
-        sums = self._sums(layer, levels, source) + offset[:, None, None]
-        after, saturation = self._requantize(layer, node, target, sums, real, skip)
+        after, saturation = self._requantize(layer, node, target, sums + offset[:, None, None], real, skip)
         self.reports.append(LayerReport(
             layer.name, "conv", sqnr_db(weights, levels * steps[:, None]), sqnr_db(real, after.counts * after.unit),
             float((levels == 0).mean()), saturation, target.exponent))
         return node, after
 
-    def _fit(self, layer: FloatConv, weights: Float64Array, source: _Activations, lattice: StepLattice,
+    def _fit_sums(self, layer: FloatConv, source: _Activations, fmt: WeightFormat, lattice: StepLattice,
+                  lowest: Int64Array) -> Fit:
+        """Choose levels and steps, coarser ones where sums would else not fit the accumulators.
+
+        Wide integers lose a bit or two by that; other formats could lose most of their levels.
+        """
+        fit = self._fit(layer, source, fmt, lattice, lowest)
+        steps = lattice.steps[fit.index]
+        offset = round_half_up(layer.bias.reshape(steps.shape) / (source.unit * steps)).astype(np.int64)
+        bound = self._bounds(fit.levels, offset - source.tensor.zero_point * fit.levels.sum(axis=2))
+        excess = bound / (self.limit * SUMS_SHARE)
+        if not fmt.is_uniform or not 1 < excess.max() <= fmt.max_magnitude / MIN_MAGNITUDE:
+            return fit
+        coarser = np.minimum(np.searchsorted(lattice.steps, steps * excess), len(lattice.steps) - 1)
+        return self._fit(layer, source, fmt, lattice, np.where(excess > 1, coarser, lowest))
+
+    def _fit(self, layer: FloatConv, source: _Activations, fmt: WeightFormat, lattice: StepLattice,
              lowest: Int64Array) -> Fit:
         """Choose levels and steps, given what the integer network feeds the layer."""
-        inputs = weights.shape[1]
-        total, count = np.zeros(inputs), 0
-        if self.config.method == "nearest":
-            power = np.zeros(inputs)
-            for part in patches(source.counts, layer, 0.0):
-                total, count = total + part.sum(axis=0), count + len(part)
-                power += np.square(part).sum(axis=0)
-            return fit_nearest(weights, power / count - np.square(total / count), self.config.format, lattice, lowest)
+        inputs = layer.matrices.shape[2]
+        if self.config.method == "nearest" or passes_on(layer):
+            power = np.stack([tap.var(axis=(0, 2, 3)) for tap in taps(source.counts, layer)], axis=1)
+            return fit_nearest(layer.matrices, power.reshape(layer.groups, inputs), fmt, lattice, lowest)
         if inputs > MAX_INPUTS:
             raise QuantizeError(f'{layer.name}: method "gptq" takes at most {MAX_INPUTS} inputs per output channel, '
                                 f'not {inputs}; use method "nearest"')
-        real_total = np.zeros(inputs)
-        moment, cross = np.zeros((2, inputs, inputs))
-        for part, real in zip(patches(source.counts, layer, 0.0), patches(source.real / source.unit, layer, 0.0),
-                              strict=True):
-            total, real_total, count = total + part.sum(axis=0), real_total + real.sum(axis=0), count + len(part)
-            moment += part.T @ part
-            cross += real.T @ part
-        moment = moment / count - np.outer(total, total) / count**2
-        cross = cross / count - np.outer(real_total, total) / count**2
-        return fit_compensated(weights, moment, cross, self.config.format, lattice, lowest)
+        total, real_total, count = np.zeros((layer.groups, inputs, 1)), np.zeros((layer.groups, inputs, 1)), 0
+        moment, cross = np.zeros((2, layer.groups, inputs, inputs))
+        for (_, part), (_, real) in zip(patches(source.counts, layer), patches(source.real / source.unit, layer),
+                                        strict=True):
+            total += part.sum(axis=2, keepdims=True)
+            real_total += real.sum(axis=2, keepdims=True)
+            count += part.shape[2]
+            moment += part @ part.swapaxes(1, 2)
+            cross += real @ part.swapaxes(1, 2)
+        moment = moment / count - total * total.swapaxes(1, 2) / count**2
+        cross = cross / count - real_total * total.swapaxes(1, 2) / count**2
+        return fit_compensated(layer.matrices, moment, cross, fmt, lattice, lowest)
 
-    def _constant(self, count: int, inputs: int, ends: tuple[int, int], drop: int) -> tuple[Int64Array, int, int]:
+    def _constant(self, count: int, inputs: int, fmt: WeightFormat, ends: tuple[int, int],
+                  drop: int) -> tuple[Int64Array, int, int]:
         """Levels, bias and gain shift, at least ``drop``, of a channel that is constant.
 
         ``ends`` are the counts of the clamp.
@@ -278,7 +318,7 @@ class _Quantizer:
         large bias with a gain as small drowns them: exactly at the ends of the clamp (a dead ReLU) and in layers that
         are not too deep, else to one code.
         """
-        smallest = min(abs(level) for level in self.config.format.levels)
+        smallest = min(abs(level) for level in fmt.levels)
         if smallest == 0:
             return np.zeros(inputs, dtype=np.int64), count << drop, drop
         levels = np.where(np.arange(inputs) % 2, -smallest, smallest).astype(np.int64)
@@ -294,25 +334,29 @@ class _Quantizer:
         weights = levels.reshape(layer.weights.shape).astype(np.float64)
         return replace(layer, weights=weights, bias=np.zeros(len(levels))).linear(source.counts)
 
-    def _check_sums(self, layer: FloatConv, levels: Int64Array, bias: Int64Array) -> None:
-        """Refuse sums that do not fit the accumulators for some input."""
+    def _bounds(self, levels: Int64Array, bias: Int64Array) -> Int64Array:
+        """Bounds of the sums of levels (..., inputs) with biases (...) for any input, bias included or not."""
         low, high = self.range
-        positive, negative = np.maximum(levels, 0).sum(axis=1), np.minimum(levels, 0).sum(axis=1)
+        positive, negative = np.maximum(levels, 0).sum(axis=-1), np.minimum(levels, 0).sum(axis=-1)
         most, least = high * positive + low * negative, low * positive + high * negative
         # One more of every weight: what the hardware's inverted products move to the bias.
         spare = positive - negative
-        bound = int((np.max(np.abs([most, least, bias, most + bias, least + bias]), axis=0) + spare).max())
+        return np.asarray(np.max(np.abs([most, least, bias, most + bias, least + bias]), axis=0) + spare)
+
+    def _check_sums(self, layer: FloatConv, levels: Int64Array, bias: Int64Array) -> None:
+        """Refuse sums that do not fit the accumulators for some input."""
+        bound = int(self._bounds(levels, bias).max())
         if bound >= self.limit:
             raise QuantizeError(f"{layer.name}: sums reach {bound}, more than acc_bits = {self.config.acc_bits} holds; "
                                 f"acc_bits = {bound.bit_length() + 1} would do")
 
     # Both --------------------------------------------------------------------------------------------------------
 
-    def _tensor(self, name: str, real: Float64Array, *, signed: bool) -> Tensor:
+    def _tensor(self, name: str, real: Float64Array) -> Tensor:
         """A tensor for these values (N, C, H, W), with the scale that was planned."""
         _, channels, height, width = real.shape
         return Tensor(name, channels, height, width, self.scales.exponents[name],
-                      zero_point(self.config.act_bits, signed=signed))
+                      zero_point(self.config.act_bits, signed=self.scales.signed[name]))
 
     def _counts(self, tensor: Tensor) -> tuple[int, int]:
         """Smallest and largest code less the zero point."""
@@ -323,9 +367,10 @@ class _Quantizer:
                 "skip": None if skip is None else skip.tensor.name, "kernel": layer.kernel, "stride": layer.stride,
                 "padding": layer.padding, "dilation": layer.dilation}
 
-    def _clamp(self, layer: FloatLayer, target: Tensor, factor: float) -> dict[str, Any]:
+    def _clamp(self, layer: FloatLayer, target: Tensor) -> dict[str, Any]:
         """The activation function as the lowest and the highest output code."""
-        ends = np.clip(np.asarray([layer.low, layer.high]) / _unit(target, factor), *self._counts(target))
+        unit = _unit(target, self.scales.factors[layer.name])
+        ends = np.clip(np.asarray([layer.low, layer.high]) / unit, *self._counts(target))
         low, high = round_half_up(ends).astype(np.int64) + target.zero_point
         return {"low": int(low), "high": int(high)}
 

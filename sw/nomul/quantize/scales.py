@@ -1,117 +1,186 @@
 """Scales of all tensors of a network, planned together before any layer is quantized.
 
 Alone, every tensor would have the scale that suits its values. But a residual addition shifts the added tensor by at
-most a few places, an average passes on the part of its gain that the lattice lacks, and a convolution's gains end
-somewhere. All of that depends on the float network and its calibration inputs only.
+most a few places, concatenated tensors have one scale, an average passes on the part of its gain that the lattice
+lacks, and a convolution's gains end somewhere. All of that depends on the float network and its calibration inputs
+only.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
-from nomul.frontend import INPUT, FloatConv, FloatGraph, FloatLayer, FloatPool
+from nomul.frontend import INPUT, FloatConcat, FloatConv, FloatGraph, FloatLayer, FloatOperation, FloatPool
 from nomul_hw.arithmetic import MAX_SKIP_DROP, Gain, gain_multipliers, nearest_gain
 
 from .activations import fit_exponent
 from .config import QuantizeConfig, QuantizeError
 
-__all__ = ["Scales", "mean_gain", "plan_scales"]
+__all__ = ["Scales", "is_sum", "mean_gain", "plan_scales"]
 
 Float64Array = npt.NDArray[np.float64]
+
+#: What stands for the number 1 among the tensors whose factors are tied to each other.
+ONE = None
 
 
 @dataclass(frozen=True)
 class Scales:
-    """What one count of every tensor is worth: ``factor * 2**exponent``, by the layer that makes it."""
+    """Scale and sign of every tensor, by the layer that makes it: a count is worth ``factor * 2**exponent``."""
 
     factors: dict[str, float]
     exponents: dict[str, int]
+    signed: dict[str, bool]
 
 
-def mean_gain(layer: FloatPool, config: QuantizeConfig) -> Gain:
-    """The gain on the lattice nearest to one over an average's divisor."""
-    return nearest_gain(1 / layer.divisor, terms=config.gain_terms, max_shift=config.max_gain_shift)
-
-
-def is_sum(layer: FloatLayer) -> bool:
+def is_sum(layer: FloatOperation) -> bool:
     """Whether a layer does nothing but add its two inputs, which may then change places."""
     return isinstance(layer, FloatPool) and layer.skip is not None and layer.taps == layer.divisor == 1
 
 
-def plan_scales(network: FloatGraph, real: Float64Array, config: QuantizeConfig) -> Scales:
+def mean_gain(layer: FloatPool, factors: dict[str, float], config: QuantizeConfig) -> Gain:
+    """The gain of an average whose output has the scale of its input but for the factors."""
+    wanted = factors[layer.sources[0]] / factors[layer.name] / layer.divisor
+    return nearest_gain(wanted, terms=config.gain_terms, max_shift=config.max_gain_shift)
+
+
+def plan_scales(network: FloatGraph, real: Float64Array, config: QuantizeConfig) -> tuple[FloatGraph, Scales]:
     """Plan scales for calibration inputs ``real`` (N, C, H, W).
+
+    Also returns the network, with a copy of a tensor in front of a concatenation where the tensor's own scale cannot
+    be that of the others.
 
     Raises
     ------
     QuantizeError
         If there are none; the message names the layer.
     """
-    factors = _factors(network, config)
-    wanted = {INPUT: fit_exponent(real, config.act_bits, signed=bool(real.min() < 0))}
-    signed = {INPUT: bool(real.min() < 0)}
-    for layer, value in network.outputs(real):
-        assert layer.input is not None
-        if isinstance(layer, FloatPool) and layer.kind == "max":
-            # The codes are what they are: another scale could only lose some.
-            signed[layer.name], wanted[layer.name] = signed[layer.input], wanted[layer.input]
-            continue
-        signed[layer.name] = layer.low < 0 and (isinstance(layer, FloatConv) or signed[layer.input]
-                                                or (layer.skip is not None and signed[layer.skip]))
-        wanted[layer.name] = fit_exponent(value / factors[layer.name], config.act_bits, signed=signed[layer.name])
-    return Scales(factors, _raised(network, wanted, factors, config))
+    factors, apart = _factors(network, frozenset(), config)
+    parts = {(layer.name, part) for layer in network.layers if isinstance(layer, FloatConcat) for part in layer.inputs}
+    for copied in (apart, parts):
+        changed, copies = _with_copies(network, copied)
+        factors, _ = _factors(changed, copies, config)
+        signed = _signed(changed, real)
+        wanted = {INPUT: fit_exponent(real, config.act_bits, signed=signed[INPUT])}
+        for layer, value in changed.outputs(real):
+            if isinstance(layer, FloatPool) and layer.kind == "max":
+                # The codes are what they are: another scale could only lose some.
+                wanted[layer.name] = wanted[layer.sources[0]]
+            elif isinstance(layer, FloatConcat):
+                wanted[layer.name] = max(wanted[part] for part in layer.inputs)
+            else:
+                wanted[layer.name] = fit_exponent(value / factors[layer.name], config.act_bits,
+                                                  signed=signed[layer.name])
+        exponents = _raised(changed, wanted, factors, config)
+        if exponents is not None:
+            return changed, Scales(factors, exponents, signed)
+    name = next(layer.name for layer in network.layers if isinstance(layer, FloatLayer) and layer.skip is not None)
+    raise QuantizeError(f"{name}: no scales of the tensors that are added suit each other")
 
 
-def _factors(network: FloatGraph, config: QuantizeConfig) -> dict[str, float]:
-    """Factors of all tensors.
+def _with_copies(network: FloatGraph, parts: Collection[tuple[str, str]]) -> tuple[FloatGraph, frozenset[str]]:
+    """Copy the tensors that are listed with a concatenation, for it alone; also returns the copies' names.
 
-    A convolution's gains absorb its input's factor and can give its output any. The network's output and tensors that
-    are added must have given ones, which averages and maxima hand on to what they read.
+    A copy is an average over one pixel: requantization gives it whatever scale.
     """
-    demands: dict[str, set[float]] = {name: set() for name in (INPUT, *(layer.name for layer in network.layers))}
-    demands[network.layers[-1].name].add(1.0)
-
-    def only(name: str) -> float | None:
-        """What is asked of a tensor's factor, None if nothing."""
-        found = sorted(demands[name])
-        if found and found[-1] / found[0] > 1 + 1e-9:
-            raise QuantizeError(f"{name or 'the input'}: it is added, or averaged and added, at two scales "
-                                f"({found[0]:.4g} and {found[-1]:.4g}), since an average pool's gain is not on the "
-                                f"lattice of {config.gain_terms} terms")
-        return found[0] if found else None
-
-    for layer in reversed(network.layers):
-        assert layer.input is not None
-        if layer.skip is not None:
-            demands[layer.name] |= {1.0} if not demands[layer.name] else set()
-            demands[layer.skip].add(only(layer.name) or 1.0)
-        asked = only(layer.name)
-        if isinstance(layer, FloatPool) and asked is not None:
-            demands[layer.input].add(asked * _loss(layer, config))
-    asked = only(INPUT)
-    if asked is not None and abs(asked - 1) > 1e-9:
-        raise QuantizeError(f"An average pool's gain is not on the lattice of {config.gain_terms} terms, and the "
-                            f"network has no convolution that could absorb the factor {1 / asked:.4g} that is left")
-    factors = {INPUT: 1.0}
+    names, layers, copies = {layer.name for layer in network.layers}, list[FloatOperation](), set[str]()
     for layer in network.layers:
-        assert layer.input is not None
-        asked = only(layer.name)
-        if isinstance(layer, FloatPool):
-            factors[layer.name] = factors[layer.input] / _loss(layer, config)
-        else:
-            factors[layer.name] = 1.0 if asked is None else asked
-    return factors
+        if isinstance(layer, FloatConcat):
+            for part in sorted({part for part in layer.inputs if (layer.name, part) in parts}):
+                name = f"{part or 'input'}.copy"
+                while name in names:
+                    name += "_"
+                names.add(name)
+                copies.add(name)
+                layers.append(FloatPool(name, (1, 1), kind="average", input=part))
+                layer = replace(layer, inputs=tuple(name if read == part else read for read in layer.inputs))
+        layers.append(layer)
+    return replace(network, layers=tuple(layers)), frozenset(copies)
+
+
+def _signed(network: FloatGraph, real: Float64Array) -> dict[str, bool]:
+    """Which tensors have codes for negative numbers; the same for all that are concatenated."""
+    signed = {INPUT: bool(real.min() < 0), **{layer.name: False for layer in network.layers}}
+    before = None
+    while before != signed:
+        before = dict(signed)
+        for layer in network.layers:
+            negative = any(signed[name] for name in layer.sources)
+            if isinstance(layer, FloatConcat) or (isinstance(layer, FloatPool) and layer.kind == "max"):
+                signed |= dict.fromkeys((layer.name, *layer.sources), negative or signed[layer.name])
+            else:
+                signed[layer.name] |= layer.low < 0 and (isinstance(layer, FloatConv) or negative)
+    return signed
+
+
+class _Ratios:
+    """Positive numbers, some of which are known to be in a certain ratio."""
+
+    def __init__(self) -> None:
+        self.tied: dict[str | None, dict[str | None, float]] = {}
+
+    def tie(self, name: str | None, other: str | None, ratio: float) -> bool:
+        """Let ``name`` be ``ratio`` times ``other``; False, and nothing changes, if another ratio is known."""
+        left, right = self.tied.setdefault(name, {name: 1.0}), self.tied.setdefault(other, {other: 1.0})
+        found = right[other] * ratio / left[name]
+        if left is right:
+            return abs(found - 1) < 1e-9
+        for member, value in left.items():
+            right[member] = value * found
+            self.tied[member] = right
+        return True
+
+    def value(self, name: str, order: list[str | None]) -> float:
+        """A number, if the first of those tied to it in ``order`` is 1."""
+        tied = self.tied.get(name, {name: 1.0})
+        return tied[name] / tied[next(member for member in order if member in tied)]
+
+
+def _factors(network: FloatGraph, copies: frozenset[str],
+             config: QuantizeConfig) -> tuple[dict[str, float], list[tuple[str, str]]]:
+    """Factors of all tensors, and the parts of concatenations, with these, for which there is none.
+
+    A convolution's gains absorb its input's factor and can give its output any; a copy's do so nearly. Everything else
+    ties factors together: additions, maxima and concatenations, and averages by what their gains lack. The network's
+    input and output have the factor 1.
+    """
+    ratios = _Ratios()
+
+    def settle(layer: str, name: str | None, other: str | None, ratio: float) -> None:
+        if not ratios.tie(name, other, ratio):
+            raise QuantizeError(f"{layer}: it is added, averaged or returned at two scales, since an average pool's "
+                                f"gain is not on the lattice of {config.gain_terms} terms and no convolution in "
+                                f"between could absorb what is left")
+
+    settle(INPUT, INPUT, ONE, 1.0)
+    for layer in network.layers:
+        if isinstance(layer, FloatConcat):
+            continue
+        if isinstance(layer, FloatPool) and layer.name not in copies:
+            settle(layer.name, layer.name, layer.sources[0], 1 / _loss(layer, config))
+        if layer.skip is not None:
+            settle(layer.name, layer.name, layer.skip, 1.0)
+    last = network.layers[-1].name
+    settle(last, last, ONE, 1.0)
+    apart = [(layer.name, part) for layer in network.layers if isinstance(layer, FloatConcat)
+             for part in layer.inputs if not ratios.tie(part, layer.name, 1.0)]
+    order = [ONE, INPUT, *(layer.name for layer in network.layers)]
+    return {name: ratios.value(name, order) for name in order if name is not ONE}, apart
 
 
 def _loss(layer: FloatPool, config: QuantizeConfig) -> float:
     """The gain that an average has, over the one that it should have."""
-    return layer.divisor * mean_gain(layer, config).value if layer.kind == "average" else 1.0
+    if layer.kind == "max":
+        return 1.0
+    gain = nearest_gain(1 / layer.divisor, terms=config.gain_terms, max_shift=config.max_gain_shift)
+    return layer.divisor * gain.value
 
 
 def _raised(network: FloatGraph, wanted: dict[str, int], factors: dict[str, float],
-            config: QuantizeConfig) -> dict[str, int]:
-    """The finest exponents, none below ``wanted``, that all layers can do with."""
+            config: QuantizeConfig) -> dict[str, int] | None:
+    """The finest exponents, none below ``wanted``, that all layers can do with; None if there are none."""
     exponents = dict(wanted)
     bounds = [_bounds(layer, factors, config) for layer in network.layers]
     for _ in range(2 * len(network.layers) + 8):
@@ -120,25 +189,25 @@ def _raised(network: FloatGraph, wanted: dict[str, int], factors: dict[str, floa
             raise_exponents(exponents)
         if exponents == before:
             return exponents
-    raise QuantizeError(f"{next(layer.name for layer in network.layers if layer.skip is not None)}: no scales of the "
-                        f"tensors that are added suit each other")
+    return None
 
 
-def _bounds(layer: FloatLayer, factors: dict[str, float],
+def _bounds(layer: FloatOperation, factors: dict[str, float],
             config: QuantizeConfig) -> Callable[[dict[str, int]], None]:
     """What raises the exponents of a layer's tensors as far as its gains and its addition ask for."""
-    assert layer.input is not None
-    source, out, skip = layer.input, layer.name, layer.skip
+    source, out = layer.sources[0], layer.name
+    skip = layer.skip if isinstance(layer, FloatLayer) else None
     reach = -np.inf  # octaves by which a gain's lowest place may lie above the input's
     if isinstance(layer, FloatConv) and np.abs(layer.weights).max(initial=0) > 0:
-        largest = max(gain_multipliers(config.gain_terms)) * config.format.max_magnitude
+        largest = max(gain_multipliers(config.gain_terms)) * config.format_of(layer).max_magnitude
         reach = np.ceil(np.log2(np.abs(layer.weights).max() * factors[source] / (largest * factors[out])))
     elif isinstance(layer, FloatPool) and layer.kind == "average":
-        reach = -mean_gain(layer, config).shift
+        reach = -mean_gain(layer, factors, config).shift
 
     def raise_exponents(exponents: dict[str, int]) -> None:
-        if isinstance(layer, FloatPool) and layer.kind == "max":
-            exponents[out] = exponents[source] = max(exponents[out], exponents[source])
+        if isinstance(layer, FloatConcat) or (isinstance(layer, FloatPool) and layer.kind == "max"):
+            names = (out, *layer.sources)
+            exponents |= dict.fromkeys(names, max(exponents[name] for name in names))
             return
         # The place where the skip tensor ends is the lowest that a gain may have; without one it is the output's.
         base = out if skip is None else skip
