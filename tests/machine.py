@@ -15,6 +15,7 @@ from nomul_hw.arithmetic import act_range, gain_positions
 from nomul_hw.config import ArrayConfig
 from nomul_hw.descriptor import (
     ADDRESS_BITS,
+    CAUSES,
     COUNTERS,
     DESCRIPTOR,
     DESCRIPTOR_WORDS,
@@ -113,7 +114,7 @@ class Machine:
             case Target.IDENTITY:
                 return np.array([self.config.identity, 0], dtype=np.uint32)[address:address + count]
             case Target.COUNTER:
-                return np.array(list(self.counters.values()), dtype=np.uint32)
+                return np.array([self.counters[cause] for cause in CAUSES], dtype=np.uint32)[address:address + count]
             case Target.ACTIVATION_0 | Target.ACTIVATION_1:
                 values = self.banks[target - Target.ACTIVATION_0, address:address + count]
                 assert len(values) == count

@@ -102,7 +102,7 @@ def test_refuses_gains_beyond_the_array() -> None:
         "layer 'conv': its gains have more than the array's gain_terms = 1 signed digits: quantize with gain_terms=1"))
     node = replace(graph.nodes[0], shift=np.full(6, 17, dtype=np.int64))
     refuses(replace(graph, nodes=(node,)), ArrayConfig("ternary", acc_bits=16), re.escape(
-        "layer 'conv': a gain shifts by 17, the array by at most 16 (its acc_bits)"))
+        "layer 'conv': a gain shifts by 17, the array by at most 9 (its acc_bits = 16, less its act_bits, and 1)"))
 
 
 @pytest.mark.parametrize(("memory", "message"), [
