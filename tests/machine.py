@@ -288,9 +288,10 @@ class Machine:
             if layer["skip"]:
                 others = self.banks[1 - layer["in_bank"]]
                 added = others[(address + layer["skip_address"]) % (1 << ADDRESS_BITS) % len(others), here]
-                total = total + added - (act_range(config.act_bits)[0] if layer["skip_low"] else 0)
-            low, high = layer["low"], layer["high"]
-            bank[address, here] = np.clip(total >> layer["skip_drop"], 0, high - low) + low
+                total = total + added
+            top = (1 << config.act_bits) - 1
+            codes = np.clip(total >> layer["skip_drop"], 0, top - layer["slack"]) + layer["slack"]
+            bank[address, here] = signed(codes - top + layer["above"] - 1, config.act_bits)
             self._wrote[address] = True
             chunk += 1
 

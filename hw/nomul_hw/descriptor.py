@@ -120,7 +120,6 @@ DESCRIPTOR: Sequence[Field] = (
     Field("out_bank", 1, False, "bank of the output tensor"),
     Field("pad_low", 1, False, "padding reads as the smallest code, not as 0"),
     Field("skip", 1, False, "a tensor of the other bank than the input's is added before rounding"),
-    Field("skip_low", 1, False, "the zero point of that tensor is the smallest code, not 0"),
     Field("skip_drop", 2, False, "exponent of the output less that tensor's; shifts of the gains are less by as much"),
     Field("pair", 1, False, "a window moves by two columns, which are read at once"),
     Field("stride_columns", 1, False, "every second position of a row completes a window, not every one"),
@@ -134,9 +133,8 @@ DESCRIPTOR: Sequence[Field] = (
     Field("shifts", MAX_PLANES, False, "planes before which the accumulators shift, one bit each"),
     Field("weight_base", 22, False, "address of the layer's first weight word"),
     Field("parameter_base", 16, False, "address of the layer's first parameter word"),
-    Field("zero_point", 8, True, "zero point of the output"),
-    Field("low", 8, True, "lower clamp of the output"),
-    Field("high", 8, True, "upper clamp of the output"),
+    Field("slack", 8, False, "how many of the output's codes its clamp excludes"),
+    Field("above", 8, False, "the code above the output's upper clamp (modulo the number of codes)"),
     Field("skip_address", ADDRESS_BITS, False, f"the added tensor's word address less the output's (modulo "
                                                f"2**{ADDRESS_BITS})"),
     Field("in_address", ADDRESS_BITS, False, f"word address of the first tap (modulo 2**{ADDRESS_BITS}; may point "
@@ -189,21 +187,21 @@ def parameter_fields(config: ArrayConfig) -> Sequence[Field]:
 
 def parameter_values(
     config: ArrayConfig, bias: Int64Array, multiplier: Int64Array, shift: Int64Array, *,
-    zero_point: int, low: int, drop: int = 0,
+    zero_point: int, low: int, drop: int = 0, skip_zero_point: int = 0,
 ) -> dict[str, Int64Array]:
     """Make the parameters of output channels: what a requantizer must know to do as the contract says.
 
     A requantizer computes ``((acc * multiplier + offset) >> (shift - drop) + skip) >> drop`` and then clamps, with the
     lowest allowed code as 0. All that the contract adds is in the offset: the bias times the multiplier, half of the
-    last place, the zero point. The offset is kept modulo its width, and so is the sum, which fits if the accumulator
+    last place, the zero points. The offset is kept modulo its width, and so is the sum, which fits if the accumulator
     does and the accumulator with its bias.
 
     Parameters
     ----------
     bias, multiplier, shift : int64 arrays, shape (n,)
         Of the channels, as in :func:`nomul_hw.arithmetic.requantize`; a multiplier of 0 makes a channel constant.
-    zero_point, low, drop : int
-        Of the layer.
+    zero_point, low, drop, skip_zero_point : int
+        Of the layer: of its output, lower clamp, of the tensor that is added.
 
     Returns
     -------
@@ -213,6 +211,7 @@ def parameter_values(
     pairs = gain_positions(config.gain_terms)
     values = {field.name: np.zeros(len(bias), dtype=np.int64) for field in parameter_fields(config)}
     offset = bias * multiplier + ((1 << shift) >> 1) + ((zero_point - low) << shift)
+    offset -= skip_zero_point << (shift - drop)
     for places, choices in shift_stages(config):
         values[f"shift_{places}"] = (shift - drop) // places % choices
     for each in np.unique(multiplier):

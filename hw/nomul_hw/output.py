@@ -136,7 +136,7 @@ class OutputStage(wiring.Component):
             with m.If(current.block_last):
                 m.d.sync += block.eq(following)
             with m.Else():
-                m.d.comb += upcoming.eq(block)
+                m.d.comb += upcoming.eq(block if most_chunks > 1 else here)
         with m.If(self.start | taking):
             m.d.sync += here.eq(upcoming)
 
@@ -171,20 +171,11 @@ class OutputStage(wiring.Component):
             self.skip_enable.eq(stages[1].valid & layer.skip),
         ]
 
-        # Limits as the requantizers want them.
-        slack, above = Signal(config.act_bits), Signal(signed(config.act_bits))
-        m.d.sync += [slack.eq(layer.low - layer.high - 1), above.eq(layer.high + 1)]
-
         for lane in range(lanes):
-            skipped = Signal(config.act_bits, name=f"skipped_{lane}")
-            skip = Signal(signed(config.act_bits + 1), name=f"skip_{lane}", reset_less=True)
-            m.d.comb += skipped.eq(_one_of(stages[2].part, [
+            skip = Signal(signed(config.act_bits), name=f"skip_{lane}", reset_less=True)
+            m.d.sync += skip.eq(_one_of(stages[2].part, [
                 self.skip_word[index * lanes + lane] for index in range(config.word_chunks)]))
-            # Less the zero point: with the smallest code as 0 the top bit flips and there is no sign.
-            top = skipped[-1]
-            with m.If(layer.skip):
-                m.d.sync += skip.eq(Cat(skipped[:-1], top ^ layer.skip_low, top & ~layer.skip_low).as_signed())
-            with m.Else():
+            with m.If(~layer.skip):
                 m.d.sync += skip.eq(0)
             m.submodules[f"requantizer_{lane}"] = requantizer = Requantizer(config)
             m.d.comb += [
@@ -196,8 +187,8 @@ class OutputStage(wiring.Component):
                 requantizer.parameters.eq(parameters.read_data.word_select(lane, parameter_layout(config).size)),
                 requantizer.skip.eq(skip),
                 requantizer.drop.eq(layer.skip_drop),
-                requantizer.slack.eq(slack),
-                requantizer.above.eq(above),
+                requantizer.slack.eq(layer.slack),
+                requantizer.above.eq(layer.above),
                 self.code[lane].eq(requantizer.code),
             ]
         return m

@@ -34,13 +34,14 @@ class Requantizer(wiring.Component):
         An accumulator.
     parameters : In(parameter_layout)
         Offset, gain multiplier and shift of its channel, in the same cycle.
-    skip : In(signed(act_bits + 1))
-        What is added before rounding, three cycles after ``acc``; 0 for nothing.
+    skip : In(signed(act_bits))
+        The code that is added before rounding, three cycles after ``acc``; 0 for nothing. Its zero point is part of the
+        offset.
     drop : In(range(MAX_SKIP_DROP + 1))
         The gain's shift is less by this many places than it should be, and ``skip`` has as many below the point.
         Stable while a layer runs.
     slack : In(act_bits)
-        Codes that are not allowed: ``2**act_bits - 1 - (high - low)``. Stable while a layer runs.
+        How many codes the clamp excludes: ``2**act_bits - 1 - (high - low)``. Stable while a layer runs.
     above : In(signed(act_bits))
         The code above the largest that is allowed, modulo ``2**act_bits``. Stable while a layer runs.
     code : Out(signed(act_bits))
@@ -55,7 +56,7 @@ class Requantizer(wiring.Component):
         super().__init__({
             "acc": In(signed(config.acc_bits)),
             "parameters": In(parameter_layout(config)),
-            "skip": In(signed(config.act_bits + 1)),
+            "skip": In(signed(config.act_bits)),
             "drop": In(range(MAX_SKIP_DROP + 1)),
             "slack": In(config.act_bits),
             "above": In(signed(config.act_bits)),

@@ -47,7 +47,7 @@ class Layer:
             -(1 << bits - 1), (1 << bits - 1) - 1)
         self.descriptor = descriptor(
             op=op, out_address=self.address, out_plane=self.plane, parameter_base=parameter_base,
-            zero_point=self.zero_point, low=self.low, high=self.high,
+            slack=(1 << config.act_bits) - 1 - (self.high - self.low), above=(self.high + 1) % (1 << config.act_bits),
         )
 
     def parameter_words(self, config: ArrayConfig) -> list[int]:

@@ -97,8 +97,8 @@ def test_residual(config, drop, relu):
     dut = Requantizer(config)
     every = rng.permutation(vectors(config, rng, 100), axis=1)
     acc, bias, multiplier, shift = every[:, every[3] >= drop]
-    skip = rng.choice([2 * smallest + 1, smallest, -1, 0, 1, largest, -2 * smallest - 1, *range(smallest, largest)],
-                      len(acc))
+    code = rng.choice([smallest, -1, 0, 1, largest, *range(smallest, largest)], len(acc))
+    skip = code - zero_point
     # Where a residual stands against a sum of the same size: codes within the range, and ties.
     near = rng.random(len(acc)) < 0.5
     acc[near] = np.clip(-(skip[near] << shift[near] >> drop) // multiplier[near] + rng.integers(-3, 4, near.sum()),
@@ -112,8 +112,9 @@ def test_residual(config, drop, relu):
         return [*map(int, values), *[0] * (length - len(values))]
 
     inputs = {
-        "acc": padded(acc), "skip": padded([0, 0, 0, *skip]), "drop": [drop] * length,
-        "parameters": padded([parameter(config, *map(int, row), zero_point=zero_point, low=low, drop=drop)
+        "acc": padded(acc), "skip": padded([0, 0, 0, *code]), "drop": [drop] * length,
+        "parameters": padded([parameter(config, *map(int, row), zero_point=zero_point, low=low, drop=drop,
+                                        skip_zero_point=zero_point)
                               for row in zip(bias, multiplier, shift, strict=True)]),
         **{name: [value] * length for name, value in layer(config, low, high).items()}}
     assert trace(dut, inputs, ["code"])["code"][dut.latency:] == expected.tolist()

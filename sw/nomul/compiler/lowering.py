@@ -51,8 +51,7 @@ def compile_graph(graph: Graph, config: ArrayConfig) -> Program:
         check_sums(node, config, tiles.correction)
         weight_words.append(tiles.words)
         parameter_words.append(pack_parameters(
-            node, tiles.correction, whole.tensor(node.output).zero_point, whole.skip_drop(node),
-            geometry.writes.positions, geometry.parameter_words * config.requantize_lanes, config))
+            whole, node, tiles.correction, geometry.writes.positions, geometry.parameter_words * config.requantize_lanes, config))
         numbers[node.name] = _numbers(whole, node, tiles)
     layers = tuple(Layer(owners.get(layer.owner, layer.owner), {**layer.values, **numbers[layer.node]}, layer.macs,
                          layer.weights) for layer in plan.layers)
@@ -125,13 +124,12 @@ def _numbers(graph: Graph, node: Node, tiles: Tiles) -> dict[str, int]:
     """Descriptor values that do not follow from shapes."""
     values = {
         "pad_low": int((isinstance(node, Pool) and node.kind == "max") or graph.tensor(node.input).zero_point != 0),
-        "zero_point": graph.tensor(node.output).zero_point,
-        "low": node.low,
-        "high": node.high,
+        "slack": (1 << graph.act_bits) - 1 - (node.high - node.low),
+        "above": (node.high + 1) % (1 << graph.act_bits),
         "shifts": tiles.shifts,
     }
     if node.skip is not None:
-        values |= {"skip_low": int(graph.tensor(node.skip).zero_point != 0), "skip_drop": graph.skip_drop(node)}
+        values["skip_drop"] = graph.skip_drop(node)
     return values
 
 

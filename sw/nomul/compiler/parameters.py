@@ -6,7 +6,7 @@ import numpy.typing as npt
 from nomul_hw.config import ArrayConfig
 from nomul_hw.descriptor import parameter_fields, parameter_values
 
-from ..graph import Node
+from ..graph import Graph, Node
 from .packing import pack_fields
 
 __all__ = ["pack_parameters"]
@@ -15,8 +15,7 @@ Int64Array = npt.NDArray[np.int64]
 
 
 def pack_parameters(
-    node: Node, correction: Int64Array, zero_point: int, drop: int, positions: Int64Array, count: int,
-    config: ArrayConfig
+    graph: Graph, node: Node, correction: Int64Array, positions: Int64Array, count: int, config: ArrayConfig
 ) -> npt.NDArray[np.uint32]:
     """Pack the parameters of a layer's output lanes; unused lanes become the zero point, whatever was summed up.
 
@@ -24,8 +23,6 @@ def pack_parameters(
     ----------
     correction : int64 array, shape (out_channels,)
         What the bias must add.
-    zero_point, drop : int
-        Of the output; exponent of the output less that of the tensor that is added.
     positions : int64 array, shape (out_channels,)
         The lane of every channel.
     count : int
@@ -41,6 +38,9 @@ def pack_parameters(
         filled[positions] = values
         return filled
 
-    values = parameter_values(config, fill(node.bias + correction, 0), fill(node.multiplier, 0),
-                              fill(node.shift, drop), zero_point=zero_point, low=node.low, drop=drop)
+    drop = graph.skip_drop(node)
+    values = parameter_values(
+        config, fill(node.bias + correction, 0), fill(node.multiplier, 0), fill(node.shift, drop),
+        zero_point=graph.tensor(node.output).zero_point, low=node.low, drop=drop,
+        skip_zero_point=0 if node.skip is None else graph.tensor(node.skip).zero_point)
     return pack_fields(parameter_fields(config), values, config.requantize_lanes)
