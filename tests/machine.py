@@ -194,7 +194,7 @@ class Machine:
                 if plane and layer["shifts"] >> plane & 1:
                     sums = signed(sums << config.plane_shift, config.acc_bits)
                 acts = self._fetch(layer, inputs, self._walk(layer, x, y, word, kx, ky, plane, block), pad)
-                acts[:, :, -1, ..., layer["edge_lanes"]:] = pad
+                acts[:, :, -1, ..., layer["edge_last"] + 1:] = pad
                 for word_acts in acts.reshape(passes, pixels, config.depth):
                     levels = next(tiles).reshape(config.rows, config.cols, config.lanes)
                     levels = levels.transpose(0, 2, 1).reshape(config.depth, config.cols)

@@ -129,7 +129,7 @@ DESCRIPTOR: Sequence[Field] = (
     Field("mask_columns", 2, False, "taps of a window's first columns that read as padding, one bit each"),
     Field("mask_rows", 2, False, "taps of a window's first rows that read as padding, one bit each"),
     Field("hold", 9, False, "cycles without a new word after one that completes an output pixel"),
-    Field("edge_lanes", 10, False, "channels of the last input channel word; the other lanes read as padding"),
+    Field("edge_last", 9, False, "the last lane of the last input channel word; lanes beyond it read as padding"),
     Field("shifts", MAX_PLANES, False, "planes before which the accumulators shift, one bit each"),
     Field("weight_base", 22, False, "address of the layer's first weight word"),
     Field("parameter_base", 16, False, "address of the layer's first parameter word"),

@@ -36,7 +36,7 @@ _LOOP_FIELDS = [(f"count_{level}", f"step_{level}", f"x_step_{level}", f"y_step_
 #: What a layer can be too large for: descriptor fields, their smallest and largest value.
 _BOUNDS = [(field.name, -(1 << field.bits - 1) if field.signed else 0, (1 << field.bits - field.signed) - 1)
            for field in DESCRIPTOR
-           if field.name.startswith(("count_", "x_", "y_", "hold", "edge_lanes", "in_width", "in_height"))]
+           if field.name.startswith(("count_", "x_", "y_", "hold", "edge_last", "in_width", "in_height"))]
 
 
 class _Loop(NamedTuple):
@@ -362,7 +362,7 @@ class Geometry:
         values = {
             "op": int(op),
             "hold": hold_cycles(config, op, layer.taps),
-            "edge_lanes": edge,
+            "edge_last": edge - 1,
             "in_width": self.source.width,
             "in_height": self.source.height,
             "x_start": -layer.padding[1] if x_start is None else x_start,
