@@ -289,6 +289,7 @@ class Machine:
                 others = self.banks[1 - layer["in_bank"]]
                 added = others[(address + layer["skip_address"]) % (1 << ADDRESS_BITS) % len(others), here]
                 total = total + added
+            total -= 1 << config.act_bits - 1
             top = (1 << config.act_bits) - 1
             codes = np.clip(total >> layer["skip_drop"], 0, top - layer["slack"]) + layer["slack"]
             bank[address, here] = signed(codes - top + layer["above"] - 1, config.act_bits)

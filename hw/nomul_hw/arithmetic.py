@@ -144,11 +144,11 @@ def gain_multipliers(terms: int) -> tuple[int, ...]:
 
 
 def max_gain_shift(acc_bits: int, act_bits: int) -> int:
-    """Largest right shift of a gain: the largest sums of all are then half of the largest codes.
+    """Largest right shift of a gain: the largest sum of all is then the largest code.
 
     It is at most 26, which three stages of the requantizer's shifter reach.
     """
-    return min(acc_bits - act_bits + 1, 26)
+    return min(acc_bits - act_bits, 26)
 
 
 @cache

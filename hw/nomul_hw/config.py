@@ -279,10 +279,10 @@ class ArrayConfig:
     def requantize_bits(self) -> int:
         """Width of a requantizer's sum: any accumulator times any multiplier, and what its channel adds to that.
 
-        The channel's part is the bias times the multiplier, half of the last place, and zero points: at most one and a
-        half times as many places of the largest shift as there are codes.
+        The channel's part is the bias times the multiplier and less than twice as many places of the largest shift as
+        there are codes.
         """
-        return self.acc_bits + (max(self.gain_multipliers) + 6).bit_length()
+        return self.acc_bits + (max(self.gain_multipliers) + 4).bit_length()
 
     @cached_property
     def gain_multipliers(self) -> tuple[int, ...]:

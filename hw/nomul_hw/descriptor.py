@@ -191,9 +191,10 @@ def parameter_values(
 ) -> dict[str, Int64Array]:
     """Make the parameters of output channels: what a requantizer must know to do as the contract says.
 
-    A requantizer computes ``((acc * multiplier + offset) >> (shift - drop) + skip) >> drop`` and then clamps, with the
-    lowest allowed code as 0. All that the contract adds is in the offset: the bias times the multiplier, half of the
-    last place, the zero points. The offset is kept modulo its width, and so is the sum, which fits if the accumulator
+    A requantizer computes ``((acc * multiplier + offset) >> (shift - drop)) + skip - 2**(act_bits - 1)) >> drop`` and
+    then clamps, with the lowest allowed code as 0. All that the contract adds is in the offset: the bias times the
+    multiplier, half of the last place, the zero points; and what is taken away again, so that nothing that may end in
+    the range of codes is negative in between. The offset is kept modulo its width, and so is the sum, which fits if the accumulator
     does and the accumulator with its bias.
 
     Parameters
@@ -211,7 +212,7 @@ def parameter_values(
     pairs = gain_positions(config.gain_terms)
     values = {field.name: np.zeros(len(bias), dtype=np.int64) for field in parameter_fields(config)}
     offset = bias * multiplier + ((1 << shift) >> 1) + ((zero_point - low) << shift)
-    offset -= skip_zero_point << (shift - drop)
+    offset += ((1 << config.act_bits - 1) - skip_zero_point) << (shift - drop)
     for places, choices in shift_stages(config):
         values[f"shift_{places}"] = (shift - drop) // places % choices
     for each in np.unique(multiplier):

@@ -178,7 +178,7 @@ class AddressGenerator(wiring.Component):
                 m.d.sync += place.eq(place + move)
 
         with m.If(self.start):
-            m.d.sync += self.running.eq(1)
+            m.d.sync += [self.running.eq(1), hold.eq(0)]
         with m.If(token.valid & token.layer_last):
             m.d.sync += [self.running.eq(0), *(place.eq(0) for place, _, _ in places)]
         return m

@@ -73,19 +73,20 @@ class Requantizer(wiring.Component):
         total = Signal(signed(self.config.requantize_bits))
         m.d.comb += total.eq(self._times_gain(m, later) + later.offset)
 
-        # Cycles 2 and 3: the shift. Nothing brings a sum back that is beyond these bits: what is added is less than
-        # twice the range of codes, and a result's last place has MAX_SKIP_DROP places below the point.
-        shifted, overflow, negative = self._shift_right(m, total, later, act_bits + 2 + MAX_SKIP_DROP)
-        fine = Signal(signed(len(shifted) + 1))
+        # Cycles 2 and 3: the shift. What is negative, or has further bits, stays out of range whatever is added: the
+        # skip tensor's code, less a half of the codes, so that a sum without one is what it was.
+        shifted, more, negative = self._shift_right(m, total, later, act_bits + 1 + MAX_SKIP_DROP)
+        fine = Signal(signed(len(shifted) + 2))
         whole = Signal(signed(len(fine)))
-        m.d.comb += [fine.eq(shifted + self.skip), whole.eq(fine >> self.drop)]
+        added = Cat(self.skip[:-1], ~self.skip[-1], Const(1, 1)).as_signed()
+        m.d.comb += [fine.eq(shifted + added), whole.eq(fine >> self.drop)]
 
         # The lowest code is 0: nothing is below it.
         below, above = Signal(), Signal()
         floored, beyond = Signal(act_bits, reset_less=True), Signal(reset_less=True)
         m.d.comb += [
-            below.eq(Mux(overflow, negative, fine[-1])),
-            above.eq(Mux(overflow, ~negative, ~fine[-1] & whole[act_bits:-1].any())),
+            below.eq(negative | (~more & fine[-1])),
+            above.eq(~negative & (more | (~fine[-1] & whole[act_bits:-1].any()))),
         ]
         m.d.sync += [floored.eq(whole), beyond.eq(above)]
         with m.If(below):
@@ -130,40 +131,37 @@ class Requantizer(wiring.Component):
         return total
 
     def _shift_right(self, m: Module, value, parameters, bits: int):
-        """Shift a signed value right and keep ``bits`` bits of the result, stage by stage, largest shifts first.
+        """Shift right and keep ``bits`` bits of the result, stage by stage, largest shifts first.
 
-        The bits that no later stage can bring into the result are dropped: they must equal the sign, or the result is
-        out of range whatever follows. That halves the shifter. Returns the result, whether it is out of range, and
-        the sign.
+        The bits that no later stage can bring into the result are dropped: that halves the shifter. Returns the
+        result, whether there were more bits, and whether the value was negative; then the others mean nothing.
         """
         stages = [(0, 1), (0, 1), *reversed(shift_stages(self.config))][-3:]
         digits = [parameters[f"shift_{places}"] if places else Const(0, 1) for places, _ in stages]
         further = sum(places * (choices - 1) for places, choices in stages)
-        overflow, negative = Const(0, 1), value[-1]
+        value, negative, more = value[:-1], value[-1], Const(0, 1)
         for index, (places, choices) in enumerate(stages[:-1]):
             # Two registers, of which one is 0: of the value, and of the value shifted twice.
-            near = Signal.like(value, name=f"near_{index}", reset_less=True)
+            near = Signal(len(value), name=f"near_{index}", reset_less=True)
             far = Const(0, 1)
             m.d.sync += near.eq(value)
             if choices == 3:
-                far = Signal(signed(len(value) - 2 * places), name=f"far_{index}", reset_less=True)
+                far = Signal(len(value) - 2 * places, name=f"far_{index}", reset_less=True)
                 m.d.sync += far.eq(value >> 2 * places)
                 with m.If(digits[index][1]):
                     m.d.sync += near.eq(0)
                 with m.Else():
                     m.d.sync += far.eq(0)
-            overflow, negative, once, *digits[index + 1:] = _registered(
-                m, f"stage_{index}", [overflow, negative, digits[index][0], *digits[index + 1:]])
+            more, negative, once, *digits[index + 1:] = _registered(
+                m, f"stage_{index}", [more, negative, digits[index][0], *digits[index + 1:]])
             further -= places * (choices - 1)
             kept = bits + further
-            overflow = (overflow | ~_all_equal(near[kept + places - 1:]) | ~_all_equal(far[kept - 1:])
-                        | ~(once | _all_equal(near[kept - 1:kept + places])))
-            value = (Mux(once, near >> places, near) | far)[:kept].as_signed()
+            more = more | near[kept + places:].any() | far[kept:].any() | (~once & near[kept:kept + places].any())
+            value = (Mux(once, near >> places, near) | far)[:kept]
         shifted = value
         for times in range(1, stages[-1][1]):
             shifted = Mux(digits[-1] == times, value >> times, shifted)
-        overflow = overflow | ~_all_equal(shifted[bits - 1:])
-        return shifted[:bits].as_signed(), overflow, negative
+        return shifted[:bits], more | shifted[bits:].any(), negative
 
 
 def _registered(m: Module, name: str, values):
@@ -172,10 +170,3 @@ def _registered(m: Module, name: str, values):
     m.d.sync += [register.eq(value) for register, value in zip(later, values, strict=True)]
     return later
 
-
-def _all_equal(bits):
-    """Whether all bits are the same: as many at a time as a LUT takes."""
-    equal = Const(1, 1)
-    for at in range(0, len(bits) - 1, 3):
-        equal = equal & (bits[at:at + 4].all() | ~bits[at:at + 4].any())
-    return equal

@@ -78,7 +78,7 @@ def _check_match(graph: Graph, config: ArrayConfig) -> None:
                                f"{config.gain_terms} signed digits: quantize with gain_terms={config.gain_terms}")
         if node.shift.max() > config.max_gain_shift:
             raise CompileError(f"layer {node.name!r}: a gain shifts by {node.shift.max()}, the array by at most "
-                               f"{config.max_gain_shift} (its acc_bits = {config.acc_bits}, less its act_bits, and 1)")
+                               f"{config.max_gain_shift} (its acc_bits less its act_bits)")
 
 
 def with_known_gaps(graph: Graph, config: ArrayConfig) -> tuple[Graph, Mapping[str, str]]:
