@@ -226,8 +226,12 @@ def parameter_values(
         for digit, places in enumerate(pairs):
             for place in places:
                 values[f"digit_{digit}_not_at_{place}"][where] = place not in signs
-                if signs.get(place, lead) != lead and digit < len(pairs) - 1:
-                    values[f"digit_{digit}_inverted"][where] = 1
+            inverted = lead < 0
+            if digit < len(pairs) - 1:
+                inverted = any(signs.get(place, lead) != lead for place in places)
+                values[f"digit_{digit}_inverted"][where] = inverted
+            # What it inverts again, from the first position on, is that much less than its negative.
+            offset[where] += inverted << places[0]
     half = 1 << config.requantize_bits - 1
     return {**values, "offset": (offset + half) % (2 * half) - half}
 

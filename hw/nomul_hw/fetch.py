@@ -94,9 +94,7 @@ class AddressGenerator(wiring.Component):
             m.d.comb += is_window.eq((layer.op == LayerOp.DEPTHWISE) | (layer.op == LayerOp.MAX_WINDOW))
         # A loop's index is at its start from power-up on, and whenever it was at its end before.
         at_start, at_end = Signal(LOOPS, init=-1), Signal(LOOPS)
-        for level in range(LOOPS):
-            m.d.comb += at_end[level].eq(counts[level] == layer[f"count_{level}"])
-
+        single = Signal(LOOPS)
         # Loops 0 and 1 run over pixels in a convolution, over taps in a pool; 2, 3 (and 4, 5) the other way round.
         # In a window layer 2 and 3 run over the input: its last word of a window is the one at the right place.
         shifts = Signal()
@@ -163,10 +161,17 @@ class AddressGenerator(wiring.Component):
         m.d.comb += steps.eq(token.valid.replicate(LOOPS) & ~at_end & Cat(
             at_end[:level].all() if level else Const(1, 1) for level in range(LOOPS)))
         for level in range(LOOPS):
+            following = Signal(12, name=f"following_{level}")
+            m.d.comb += following.eq(counts[level] + 1)
+            wraps = Signal(name=f"wraps_{level}")
+            m.d.comb += wraps.eq(token.valid & at_end[:level + 1].all())
             with m.If(steps[level]):
-                m.d.sync += [counts[level].eq(counts[level] + 1), at_start[level].eq(0)]
-            with m.If(token.valid & at_end[:level + 1].all()):
-                m.d.sync += [counts[level].eq(0), at_start[level].eq(1)]
+                m.d.sync += [counts[level].eq(following), at_start[level].eq(0), at_end[level].eq(following == layer[f"count_{level}"])]
+            with m.If(wraps):
+                m.d.sync += [counts[level].eq(0), at_start[level].eq(1), at_end[level].eq(single[level])]
+            with m.If(self.start):
+                m.d.sync += at_end[level].eq(self.upcoming[f"count_{level}"] == 0)
+                m.d.sync += single[level].eq(self.upcoming[f"count_{level}"] == 0)
         places = [(self.address, "step", self.upcoming.in_address), (x, "x_step", self.upcoming.x_start),
                   (y, "y_step", self.upcoming.y_start)]
         for place, step, first in places:

@@ -105,8 +105,8 @@ class Requantizer(wiring.Component):
     def _times_gain(self, m: Module, gain):
         """Add up the digits of the gain multiplier: a register for each position, all or all but one of a digit's reset.
 
-        ``-x = ~x + 1``: where the lead is negative, the 1 is part of the offset; a digit's is carried in from one bit
-        further down.
+        To negate is to invert and to add 1: the ones, at the place where the inverted number begins, are part of the
+        offset.
         """
         bits, pairs = self.config.acc_bits, gain_positions(self.config.gain_terms)
         value = Signal(signed(bits))
@@ -124,10 +124,11 @@ class Requantizer(wiring.Component):
                 m.d.sync += present.eq(value)
                 with m.If(self.parameters[f"digit_{digit}_not_at_{place}"]):
                     m.d.sync += present.eq(0)
-                term = term | (present << place)
+                term = term | (present << place - places[0])
             invert = gain.lead_negative if digit == len(pairs) - 1 else gain[f"digit_{digit}_inverted"]
             term = term ^ invert.replicate(len(term)).as_signed()
-            total = (Cat(invert, total).as_signed() + Cat(invert, term).as_signed())[1:].as_signed()
+            # Only what lies above the digit's first position is added.
+            total = Cat(total[:places[0]], total[places[0]:].as_signed() + term).as_signed()
         return total
 
     def _shift_right(self, m: Module, value, parameters, bits: int):
