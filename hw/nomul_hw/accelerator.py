@@ -183,13 +183,11 @@ class Accelerator(wiring.Component):
             ]
             from_window = Signal()
             m.d.sync += from_window.eq(is_window)
-            pool_token, pooled = Signal.like(channel.done), Signal.like(window.result)
-            m.d.comb += pool_token.eq(Mux(from_window, window.done, channel.done))
-            for lane in range(config.depth):
-                m.d.comb += pooled[lane].eq(Mux(from_window, window.result[lane], channel.result[lane]))
+            m.d.comb += output.pool_token.eq(Mux(from_window, window.done, channel.done))
+            pooled = [Mux(from_window, window.result[lane], channel.result[lane]) for lane in range(config.depth)]
         else:
-            m.d.comb += channel.token.valid.eq(at_word.valid & ~is_conv)
-            pool_token, pooled = channel.done, channel.result
+            m.d.comb += [channel.token.valid.eq(at_word.valid & ~is_conv), output.pool_token.eq(channel.done)]
+            pooled = channel.result
 
         # Sums: the accumulators want the token two cycles ahead of them.
         array_token = Signal(token_layout(config))
@@ -199,8 +197,7 @@ class Accelerator(wiring.Component):
             accumulator.sums.eq(array.sums),
             output.total_token.eq(accumulator.token),
             output.totals.eq(accumulator.totals),
-            output.pool_token.eq(pool_token),
-            output.pooled.eq(pooled),
+            *(output.pooled[lane].eq(pooled[lane]) for lane in range(config.depth)),
         ]
 
         # Memory ports: the machine's while it runs, else the host's.

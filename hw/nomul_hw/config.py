@@ -229,8 +229,8 @@ class ArrayConfig:
 
     @cached_property
     def pool_bits(self) -> int:
-        """Width of the channel unit's sums: windows of up to 256 taps."""
-        return min(self.act_bits + 8, self.acc_bits)
+        """Width of the channel unit's sums, which are never negative: windows of up to 256 taps."""
+        return min(self.act_bits + 8, self.acc_bits - 1)
 
     @cached_property
     def window_bits(self) -> int:
@@ -239,8 +239,8 @@ class ArrayConfig:
 
     @cached_property
     def channel_bits(self) -> int:
-        """Width of what the channel unit and the window unit hand on."""
-        return max(self.pool_bits, self.window_bits) if self.memory.lines else self.pool_bits
+        """Width of what the channel unit and the window unit hand on, with its sign."""
+        return max(self.pool_bits + 1, self.window_bits) if self.memory.lines else self.pool_bits + 1
 
     @cached_property
     def tile_cycles(self) -> int:

@@ -42,7 +42,7 @@ class Layer:
         low, high = act_range(config.act_bits)
         self.zero_point = int(rng.choice([0, low]))
         self.low, self.high = [(low, high), (low, 2), (-1, high)][int(rng.integers(3))]
-        bits = config.acc_bits - 4 if self.conv else config.pool_bits
+        bits = config.acc_bits - 4 if self.conv else config.channel_bits
         self.values = rng.integers(-200, 200, (self.blocks, self.pixels, self.group)).clip(
             -(1 << bits - 1), (1 << bits - 1) - 1)
         self.descriptor = descriptor(
@@ -121,7 +121,7 @@ def test_layers(config, gaps):
         conv, vector = vectors.get(at, (None, None))
         before_first = at < min(tokens)
         for name, of_array, bits, count in (("total", True, config.acc_bits, config.cols),
-                                            ("pool", False, config.pool_bits, config.depth)):
+                                            ("pool", False, config.channel_bits, config.depth)):
             value = vector if conv is of_array else rng.integers(-9, 9, count)
             inputs["totals" if of_array else "pooled"].append(join(value, bits))
             if at in tokens and tokens[at][0] is of_array:

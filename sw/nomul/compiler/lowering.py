@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
+from nomul_hw.arithmetic import act_range
 from nomul_hw.config import ArrayConfig
 from nomul_hw.descriptor import DESCRIPTOR, DESCRIPTOR_WORDS, HOST_BITS, LayerOp, pack, to_host_words
 
@@ -114,7 +115,10 @@ def with_known_gaps(graph: Graph, config: ArrayConfig) -> tuple[Graph, Mapping[s
 def _tiles(node: Node, geometry: Geometry, zero_point: int, *, pair: bool) -> Tiles:
     """A node's weights, if it has any; ``zero_point`` is that of its input."""
     if not isinstance(node, Conv):
-        return Tiles(np.zeros((0, 1), dtype=np.uint32), np.zeros(len(node.bias), dtype=np.int64), 0)
+        # The channel unit counts from the smallest code.
+        taps = {LayerOp.MAX_POOL: 1, LayerOp.SUM_POOL: node.kernel[0] * node.kernel[1]}.get(geometry.op, 0)
+        correction = np.full(len(node.bias), taps * act_range(geometry.config.act_bits)[0], dtype=np.int64)
+        return Tiles(np.zeros((0, 1), dtype=np.uint32), correction, 0)
     if geometry.op is LayerOp.DEPTHWISE:
         return depthwise_tiles(node, geometry.writes, zero_point, pair=pair, config=geometry.config)
     return conv_tiles(node, geometry, zero_point)
