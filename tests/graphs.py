@@ -33,7 +33,7 @@ def input_codes(graph: Graph, rng: np.random.Generator, batch: int) -> npt.NDArr
 
 def random_graph(
     rng: np.random.Generator, *, nodes: int = 3, fmt: str | WeightFormat | None = None, act_bits: int | None = None,
-    max_shift: int = 24, gain_terms: int | None = None, mixed: bool = False,
+    max_shift: int = 16, gain_terms: int | None = None, mixed: bool = False,
 ) -> Graph:
     """Make a valid network of random convolutions, linear layers and pools; some add an earlier tensor.
 

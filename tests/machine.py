@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 
 from nomul.compiler.packing import pack_words, unpack_words
-from nomul_hw.arithmetic import act_range, requantize
+from nomul_hw.arithmetic import act_range, gain_positions
 from nomul_hw.config import ArrayConfig
 from nomul_hw.descriptor import (
     ADDRESS_BITS,
+    CAUSES,
     COUNTERS,
     DESCRIPTOR,
     DESCRIPTOR_WORDS,
@@ -24,6 +25,7 @@ from nomul_hw.descriptor import (
     Opcode,
     Target,
     parameter_fields,
+    shift_stages,
     target_word_bits,
     unpack,
 )
@@ -112,7 +114,7 @@ class Machine:
             case Target.IDENTITY:
                 return np.array([self.config.identity, 0], dtype=np.uint32)[address:address + count]
             case Target.COUNTER:
-                return np.array(list(self.counters.values()), dtype=np.uint32)
+                return np.array([self.counters[cause] for cause in CAUSES], dtype=np.uint32)[address:address + count]
             case Target.ACTIVATION_0 | Target.ACTIVATION_1:
                 values = self.banks[target - Target.ACTIVATION_0, address:address + count]
                 assert len(values) == count
@@ -192,7 +194,7 @@ class Machine:
                 if plane and layer["shifts"] >> plane & 1:
                     sums = signed(sums << config.plane_shift, config.acc_bits)
                 acts = self._fetch(layer, inputs, self._walk(layer, x, y, word, kx, ky, plane, block), pad)
-                acts[:, :, -1, ..., layer["edge_lanes"]:] = pad
+                acts[:, :, -1, ..., layer["edge_last"] + 1:] = pad
                 for word_acts in acts.reshape(passes, pixels, config.depth):
                     levels = next(tiles).reshape(config.rows, config.cols, config.lanes)
                     levels = levels.transpose(0, 2, 1).reshape(config.depth, config.cols)
@@ -208,12 +210,12 @@ class Machine:
         for word in range(counts[4]):
             where = self._walk(layer, grid[3], grid[2], grid[1], grid[0], word)
             acts = self._fetch(layer, inputs, where, self._padding(layer))
-            acts = acts.reshape(counts[2] * counts[3], -1, config.depth)
+            acts = acts.reshape(counts[2] * counts[3], -1, config.depth) - act_range(config.act_bits)[0]
             if layer["op"] == LayerOp.MAX_POOL:
                 results = acts.max(axis=1)
             else:
                 results = acts.sum(axis=1)
-                assert (signed(results, config.pool_bits) == results).all()
+                assert results.max() < 1 << config.pool_bits
             self._output(layer, word * config.word_chunks, results)
 
     def _slide(self, layer: dict[str, int], inputs: Array) -> None:
@@ -280,33 +282,40 @@ class Machine:
             address = layer["out_address"] + plane * layer["out_plane"] + np.arange(len(sums))
             assert address.max() < len(bank), "a layer writes beyond the memory"
             here = slice(part * lanes, (part + 1) * lanes)
-            bias, multiplier, shift = self._parameters(layer["parameter_base"] + chunk)
-            value = signed(sums[:, at:at + lanes] + bias, config.acc_bits)
-            skip = None
+            offset, multiplier, shift = self._parameters(layer["parameter_base"] + chunk)
+            total = signed(signed(sums[:, at:at + lanes], config.acc_bits) * multiplier + offset,
+                           config.requantize_bits) >> shift
             if layer["skip"]:
                 others = self.banks[1 - layer["in_bank"]]
-                skip = others[(address + layer["skip_address"]) % (1 << ADDRESS_BITS) % len(others), here]
-                skip = skip - (act_range(config.act_bits)[0] if layer["skip_low"] else 0)
-            codes = requantize(value, np.int64(0), multiplier, shift + layer["skip_drop"],
-                               zero_point=layer["zero_point"], low=layer["low"], high=layer["high"], skip=skip,
-                               drop=layer["skip_drop"])
-            bank[address, here] = codes
+                added = others[(address + layer["skip_address"]) % (1 << ADDRESS_BITS) % len(others), here]
+                total = total + added
+            total -= 1 << config.act_bits - 1
+            top = (1 << config.act_bits) - 1
+            codes = np.clip(total >> layer["skip_drop"], 0, top - layer["slack"]) + layer["slack"]
+            bank[address, here] = signed(codes - top + layer["above"] - 1, config.act_bits)
             self._wrote[address] = True
             chunk += 1
 
     def _parameters(self, address: int) -> tuple[Array, Array, Array]:
-        """Bias, multiplier and shift of a chunk's channels."""
+        """Offset, multiplier and shift of a chunk's channels."""
         config = self.config
         words = self.memories[Target.PARAMETER][address]
         word = sum(int(each) << HOST_BITS * index for index, each in enumerate(words))
         fields = parameter_fields(config)
         bits = sum(field.bits for field in fields)
+        pairs = gain_positions(config.gain_terms)
         records = []
         for lane in range(config.requantize_lanes):
             values = unpack(fields, word >> bits * lane)
-            multiplier = -1 if values.get("lead_negative") else 1
-            for digit in range(config.gain_terms - 1):
-                size = values[f"digit_{digit}_enable"] << values[f"digit_{digit}_position"] + 1
-                multiplier += -size if values.get(f"digit_{digit}_negative") else size
-            records.append((values["bias"], multiplier, values["shift"]))
+            lead = -1 if values["lead_negative"] else 1
+            multiplier = 0
+            for digit, places in enumerate(pairs):
+                sign = 1 if digit == len(pairs) - 1 else -lead if values[f"digit_{digit}_inverted"] else lead
+                multiplier += sign * sum(1 << place for place in places if not values[f"digit_{digit}_not_at_{place}"])
+            if lead > 0 or multiplier:
+                multiplier += lead
+            # A negative lead inverts the sum: that makes it one more.
+            offset = values["offset"] + (multiplier if lead < 0 else 0)
+            shift = sum(values[f"shift_{places}"] * places for places, _ in shift_stages(config))
+            records.append((offset, multiplier, shift))
         return tuple(np.array(column, dtype=np.int64) for column in zip(*records, strict=True))

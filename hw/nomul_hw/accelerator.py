@@ -95,7 +95,8 @@ class Accelerator(wiring.Component):
             sequencer.run_address.eq(host.address),
             sequencer.run_layers.eq(host.count),
             host.busy.eq(sequencer.busy),
-            host.counters.eq(sequencer.counters),
+            sequencer.cause.eq(host.address),
+            host.cycles.eq(sequencer.cycles),
             sequencer.issuing.eq(generator.token.valid),
             sequencer.issued_last.eq(generator.token.valid & generator.token.layer_last),
             sequencer.waits_for_weights.eq(generator.waits_for_weights & ~loader.due),
@@ -133,16 +134,19 @@ class Accelerator(wiring.Component):
                 loader.data.eq(weights.read_data),
                 weights.write_address.eq(host.address),
                 weights.write_enable.eq(host.write[Target.WEIGHT]),
-                weights.write_data.eq(host.data),
+                weights.write_data.eq(host.word(Target.WEIGHT)),
             ]
 
         # Activations. The word leaves the padding two cycles after it was issued; so does its token.
         bank_at_memory = Signal()
-        m.d.sync += bank_at_memory.eq(layer.in_bank)
+        m.d.sync += bank_at_memory.eq(Mux(sequencer.busy, layer.in_bank, host.bank))
+        word = Signal(config.act_word_bits)
         m.d.comb += [
+            word.eq(Mux(bank_at_memory, banks[1].read_data, banks[0].read_data)),
             padding.outside.eq(generator.outside),
             padding.edge.eq(generator.edge),
-            padding.data.eq(Mux(bank_at_memory, banks[1].read_data, banks[0].read_data)),
+            padding.data.eq(word),
+            host.bank_word.eq(word),
         ]
         is_conv = Signal()
         m.d.comb += is_conv.eq(layer.op == LayerOp.CONV)
@@ -179,13 +183,11 @@ class Accelerator(wiring.Component):
             ]
             from_window = Signal()
             m.d.sync += from_window.eq(is_window)
-            pool_token, pooled = Signal.like(channel.done), Signal.like(window.result)
-            m.d.comb += pool_token.eq(Mux(from_window, window.done, channel.done))
-            for lane in range(config.depth):
-                m.d.comb += pooled[lane].eq(Mux(from_window, window.result[lane], channel.result[lane]))
+            m.d.comb += output.pool_token.eq(Mux(from_window, window.done, channel.done))
+            pooled = [Mux(from_window, window.result[lane], channel.result[lane]) for lane in range(config.depth)]
         else:
-            m.d.comb += channel.token.valid.eq(at_word.valid & ~is_conv)
-            pool_token, pooled = channel.done, channel.result
+            m.d.comb += [channel.token.valid.eq(at_word.valid & ~is_conv), output.pool_token.eq(channel.done)]
+            pooled = channel.result
 
         # Sums: the accumulators want the token two cycles ahead of them.
         array_token = Signal(token_layout(config))
@@ -195,8 +197,7 @@ class Accelerator(wiring.Component):
             accumulator.sums.eq(array.sums),
             output.total_token.eq(accumulator.token),
             output.totals.eq(accumulator.totals),
-            output.pool_token.eq(pool_token),
-            output.pooled.eq(pooled),
+            *(output.pooled[lane].eq(pooled[lane]) for lane in range(config.depth)),
         ]
 
         # Memory ports: the machine's while it runs, else the host's.
@@ -214,19 +215,18 @@ class Accelerator(wiring.Component):
                     layer.in_bank == index, generator.token.valid, output.skip_enable), host.read[index])),
                 bank.write_address.eq(Mux(sequencer.busy, write_address, host.address)),
                 bank.write_data.eq(Mux(sequencer.busy, output.code.as_value().replicate(config.word_chunks),
-                                       host.data[:config.act_word_bits])),
+                                       host.word(target))),
                 bank.write_enable.eq(Mux(
                     sequencer.busy, output.parts & (layer.out_bank == index).replicate(config.word_chunks),
                     host.write[target].replicate(config.word_chunks))),
-                host.bank_data[index].eq(bank.read_data),
             ]
         m.d.comb += [
             output.parameter_address.eq(host.address),
             output.parameter_write.eq(host.write[Target.PARAMETER]),
-            output.parameter_data.eq(host.data),
+            output.parameter_data.eq(host.word(Target.PARAMETER)),
             sequencer.program_address.eq(host.address),
             sequencer.program_write.eq(host.write[Target.PROGRAM]),
-            sequencer.program_data.eq(host.data),
+            sequencer.program_data.eq(host.word(Target.PROGRAM)),
         ]
         return m
 

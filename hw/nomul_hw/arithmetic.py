@@ -17,19 +17,19 @@
 
 from dataclasses import dataclass
 from functools import cache
-from itertools import combinations, product
+from itertools import product
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["MAX_SKIP_DROP", "Gain", "act_range", "gain_digits", "gain_multipliers", "gains_near", "nearest_gain",
-           "requantize", "round_half_up", "zero_point"]
+__all__ = ["MAX_SKIP_DROP", "Gain", "act_range", "gain_digits", "gain_multipliers", "gain_positions", "gains_near",
+           "max_gain_shift", "nearest_gain", "requantize", "round_half_up", "zero_point"]
 
 Int64Array = npt.NDArray[np.int64]
 
 
 #: Largest difference of exponents in a residual addition.
-MAX_SKIP_DROP = 3
+MAX_SKIP_DROP = 1
 
 
 @dataclass(frozen=True, order=True)
@@ -84,16 +84,37 @@ def requantize(
     return np.clip(rounded + zero_point, low, high)
 
 
-def _max_digit(terms: int) -> int:
-    """Highest position of a digit beyond the leading one: 4 for two terms, 8 for three, none for one.
+def gain_positions(terms: int) -> tuple[tuple[int, int], ...]:
+    """Where each digit beyond the leading one may stand: (2, 3) for the second, (4, 5) for the third.
 
-    The widest hole of the two-digit lattice (1.25 to 1.5) is the same however far the digits reach, so a position
-    field of ``terms`` bits costs no accuracy and keeps the shifter in front of the adder at 4:1.
+    The widest hole of the two-digit lattice (1.25 to 1.5) is the same however far its digit reaches; a gain rounded
+    to it is 27.5 dB from the one that was wanted (28.4 dB if the digit may also stand at 1 and 4), and two positions
+    are what the requantizer can choose from at no more cost than none.
+
+    Raises
+    ------
+    ValueError
+        If there are not 1, 2 or 3 terms.
     """
-    return 1 << terms if terms > 1 else 0
+    if terms not in (1, 2, 3):
+        raise ValueError(f"Number of gain terms must be 1, 2 or 3, not {terms!r}")
+    return tuple((2 * digit + 2, 2 * digit + 3) for digit in range(terms - 1))
 
 
 @cache
+def _gain_forms(terms: int) -> dict[int, tuple[int, tuple[tuple[int, int], ...]]]:
+    """Each multiplier as :func:`gain_digits` gives it; of several forms one with the fewest digits."""
+    forms: dict[int, tuple[int, tuple[tuple[int, int], ...]]] = {}
+    for places in product(*((None, *pair) for pair in gain_positions(terms))):
+        used = [place for place in places if place is not None]
+        for lead, *signs in product((1, -1), repeat=len(used) + 1):
+            digits = tuple(zip(signs, used, strict=True))
+            value = lead + sum(sign << place for sign, place in digits)
+            if value > 0 and (value not in forms or len(digits) < len(forms[value][1])):
+                forms[value] = lead, digits
+    return dict(sorted(forms.items()))
+
+
 def gain_digits(multiplier: int, terms: int) -> tuple[int, tuple[tuple[int, int], ...]]:
     """Write ``multiplier`` as ``lead + sum(sign << position)``, the form that a requantizer adds up.
 
@@ -102,35 +123,32 @@ def gain_digits(multiplier: int, terms: int) -> tuple[int, tuple[tuple[int, int]
     lead : int
         +1 or -1, the digit at position 0.
     digits : tuple of (sign, position)
-        At most ``terms - 1`` further digits, positions 1..2**terms ascending; the last one is positive.
+        At most one for each pair of :func:`gain_positions`, ascending; the last one is positive.
 
     Raises
     ------
     ValueError
         If the multiplier is not odd and positive or needs more digits.
     """
-    for count in range(terms if multiplier > 0 else 0):
-        for positions in combinations(range(1, _max_digit(terms) + 1), count):
-            for lead, *signs in product((1, -1), repeat=count + 1):
-                if lead + sum(sign << at for sign, at in zip(signs, positions, strict=True)) == multiplier:
-                    return lead, tuple(zip(signs, positions, strict=True))
-    raise ValueError(f"Gain multiplier {multiplier} is not odd and positive with at most {terms} signed digits")
+    if multiplier not in _gain_forms(terms):
+        raise ValueError(f"Gain multiplier {multiplier} is not odd and positive with at most {terms} signed digits")
+    return _gain_forms(terms)[multiplier]
 
 
-@cache
 def gain_multipliers(terms: int) -> tuple[int, ...]:
-    """All odd multipliers of at most ``terms`` signed binary digits, ascending.
+    """All odd multipliers of at most ``terms`` signed binary digits at :func:`gain_positions`, ascending.
 
-    ``terms = 1`` gives (1,); ``terms = 2`` gives (1, 3, 5, 7, 9, 15, 17).
+    ``terms = 1`` gives (1,); ``terms = 2`` gives (1, 3, 5, 7, 9); ``terms = 3`` the odd numbers up to 41.
     """
-    if terms not in (1, 2, 3):
-        raise ValueError(f"Number of gain terms must be 1, 2 or 3, not {terms!r}")
-    found = {1}
-    for count in range(1, terms):
-        for positions in combinations(range(1, _max_digit(terms) + 1), count):
-            for lead, *signs in product((1, -1), repeat=count + 1):
-                found.add(lead + sum(sign << at for sign, at in zip(signs, positions, strict=True)))
-    return tuple(sorted(m for m in found if m > 0))
+    return tuple(_gain_forms(terms))
+
+
+def max_gain_shift(acc_bits: int, act_bits: int) -> int:
+    """Largest right shift of a gain: the largest sum of all is then the largest code.
+
+    It is at most 26, which three stages of the requantizer's shifter reach.
+    """
+    return min(acc_bits - act_bits, 26)
 
 
 @cache

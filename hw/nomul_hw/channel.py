@@ -1,6 +1,6 @@
 """The channel unit: what works on every channel on its own. Maximum and sum pooling."""
 
-from amaranth.hdl import Module, Mux, Signal, signed
+from amaranth.hdl import Cat, Module, Mux, Signal, signed
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -14,7 +14,8 @@ __all__ = ["ChannelUnit"]
 class ChannelUnit(wiring.Component):
     """Reduces the taps of a window, one activation word (``rows * lanes`` channels) per cycle.
 
-    The latency from a window's last tap to its result is two cycles; a result is kept until the next one.
+    Taps count from the smallest code, so that all are positive; what a result is too much, that code times the number
+    of taps in a sum, is taken away with the bias. The latency from a window's last tap to its result is two cycles; a result is kept until the next one.
 
     Parameters
     ----------
@@ -31,8 +32,8 @@ class ChannelUnit(wiring.Component):
         A tap.
     done : Out(token_layout)
         The token of a window's last tap beside its ``result``; not valid in other cycles.
-    result : Out(ArrayLayout(signed(pool_bits), rows * lanes))
-        Maximum or sum of the window.
+    result : Out(ArrayLayout(pool_bits, rows * lanes))
+        Maximum or sum of the window's codes, each less the smallest one.
     """
 
     def __init__(self, config: ArrayConfig):
@@ -42,7 +43,7 @@ class ChannelUnit(wiring.Component):
             "token": In(token_layout(config)),
             "word": In(data.ArrayLayout(signed(config.act_bits), config.depth)),
             "done": Out(token_layout(config)),
-            "result": Out(data.ArrayLayout(signed(config.pool_bits), config.depth)),
+            "result": Out(data.ArrayLayout(config.pool_bits, config.depth)),
         })
 
     def elaborate(self, platform):
@@ -51,16 +52,26 @@ class ChannelUnit(wiring.Component):
         take_max = Signal()
         m.d.comb += take_max.eq(self.layer.op == LayerOp.MAX_POOL)
 
-        state = Signal(self.result.shape(), reset_less=True)
+        first, taps = Signal(), Signal()
+        m.d.comb += [first.eq(self.token.valid & self.token.first), taps.eq(self.token.valid & ~take_max)]
         complete = Signal(token_layout(config))
         m.d.sync += [complete.eq(self.token), self.done.eq(complete)]
         m.d.sync += complete.valid.eq(self.token.valid & self.token.last)
         for lane in range(config.depth):
-            value, held = self.word[lane], state[lane]
-            larger = value > held[:config.act_bits].as_signed()
-            reduced = Mux(take_max, Mux(larger, value, held), held + value)
-            with m.If(self.token.valid):
-                m.d.sync += state[lane].eq(Mux(self.token.first, value, reduced))
-        with m.If(complete.valid):
-            m.d.sync += self.result.eq(state)
+            # The upper bits are 0 in a window's first tap and in a maximum: a reset of their registers.
+            low = Signal(config.act_bits, name=f"low_{lane}", reset_less=True)
+            high = Signal(config.pool_bits - config.act_bits, name=f"high_{lane}", reset_less=True)
+            value, total = Signal(config.act_bits, name=f"value_{lane}"), Signal(config.pool_bits, name=f"total_{lane}")
+            m.d.comb += [
+                value.eq(Cat(self.word[lane][:-1], ~self.word[lane][-1])),
+                total.eq(Cat(low, high) + value),
+            ]
+            with m.If(first | taps | (self.token.valid & (value > low))):
+                m.d.sync += low.eq(Mux(first | take_max, value, total))
+            with m.If(taps):
+                m.d.sync += high.eq(total[config.act_bits:])
+            with m.If(first):
+                m.d.sync += high.eq(0)
+            with m.If(complete.valid):
+                m.d.sync += self.result[lane].eq(Cat(low, high))
         return m

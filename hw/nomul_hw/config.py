@@ -14,7 +14,7 @@ from math import gcd
 from pathlib import Path
 from typing import Any
 
-from .arithmetic import gain_multipliers
+from .arithmetic import gain_multipliers, max_gain_shift
 from .formats import MAX_BITS, WeightFormat, get_format
 from .planes import natural_shift
 from .product import PE_KINDS, ProductForm
@@ -229,8 +229,8 @@ class ArrayConfig:
 
     @cached_property
     def pool_bits(self) -> int:
-        """Width of the channel unit's sums: windows of up to 256 taps."""
-        return min(self.act_bits + 8, self.acc_bits)
+        """Width of the channel unit's sums, which are never negative: windows of up to 256 taps."""
+        return min(self.act_bits + 8, self.acc_bits - 1)
 
     @cached_property
     def window_bits(self) -> int:
@@ -239,8 +239,8 @@ class ArrayConfig:
 
     @cached_property
     def channel_bits(self) -> int:
-        """Width of what the channel unit and the window unit hand on."""
-        return max(self.pool_bits, self.window_bits) if self.memory.lines else self.pool_bits
+        """Width of what the channel unit and the window unit hand on, with its sign."""
+        return max(self.pool_bits + 1, self.window_bits) if self.memory.lines else self.pool_bits + 1
 
     @cached_property
     def tile_cycles(self) -> int:
@@ -272,8 +272,17 @@ class ArrayConfig:
 
     @cached_property
     def max_gain_shift(self) -> int:
-        """Largest right shift of a gain: enough to shift an accumulator out entirely."""
-        return self.acc_bits
+        """Largest right shift of a gain."""
+        return max_gain_shift(self.acc_bits, self.act_bits)
+
+    @cached_property
+    def requantize_bits(self) -> int:
+        """Width of a requantizer's sum: any accumulator times any multiplier, and what its channel adds to that.
+
+        The channel's part is the bias times the multiplier and less than twice as many places of the largest shift as
+        there are codes.
+        """
+        return self.acc_bits + (max(self.gain_multipliers) + 4).bit_length()
 
     @cached_property
     def gain_multipliers(self) -> tuple[int, ...]:

@@ -8,11 +8,18 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
+import numpy as np
+import numpy.typing as npt
+
+from .arithmetic import gain_digits, gain_positions
 from .config import ArrayConfig
 from .planes import MAX_PLANES
 
-__all__ = ["ADDRESS_BITS", "COUNTERS", "DESCRIPTOR", "DESCRIPTOR_WORDS", "HOST_BITS", "LOOPS", "Field", "LayerOp",
-           "Opcode", "Target", "field_table", "pack", "parameter_fields", "target_word_bits", "to_host_words", "unpack"]
+__all__ = ["ADDRESS_BITS", "CAUSES", "COUNTERS", "DESCRIPTOR", "DESCRIPTOR_WORDS", "HOST_BITS", "LOOPS", "Field",
+           "LayerOp", "Opcode", "Target", "field_table", "pack", "parameter_fields", "parameter_values", "shift_stages",
+           "target_word_bits", "to_host_words", "unpack"]
+
+Int64Array = npt.NDArray[np.int64]
 
 #: Width of the host stream.
 HOST_BITS = 32
@@ -92,6 +99,10 @@ COUNTERS: Mapping[str, str] = {
 }
 
 
+#: Causes of cycles, in the order in which the host reads them: all counters but their sum.
+CAUSES = tuple(name for name in COUNTERS if name != "total")
+
+
 def _loop_fields() -> Iterable[Field]:
     for level in range(LOOPS):
         yield Field(f"count_{level}", 12, False, f"iterations of loop {level}, less 1")
@@ -109,7 +120,6 @@ DESCRIPTOR: Sequence[Field] = (
     Field("out_bank", 1, False, "bank of the output tensor"),
     Field("pad_low", 1, False, "padding reads as the smallest code, not as 0"),
     Field("skip", 1, False, "a tensor of the other bank than the input's is added before rounding"),
-    Field("skip_low", 1, False, "the zero point of that tensor is the smallest code, not 0"),
     Field("skip_drop", 2, False, "exponent of the output less that tensor's; shifts of the gains are less by as much"),
     Field("pair", 1, False, "a window moves by two columns, which are read at once"),
     Field("stride_columns", 1, False, "every second position of a row completes a window, not every one"),
@@ -119,13 +129,12 @@ DESCRIPTOR: Sequence[Field] = (
     Field("mask_columns", 2, False, "taps of a window's first columns that read as padding, one bit each"),
     Field("mask_rows", 2, False, "taps of a window's first rows that read as padding, one bit each"),
     Field("hold", 9, False, "cycles without a new word after one that completes an output pixel"),
-    Field("edge_lanes", 10, False, "channels of the last input channel word; the other lanes read as padding"),
+    Field("edge_last", 9, False, "the last lane of the last input channel word; lanes beyond it read as padding"),
     Field("shifts", MAX_PLANES, False, "planes before which the accumulators shift, one bit each"),
     Field("weight_base", 22, False, "address of the layer's first weight word"),
     Field("parameter_base", 16, False, "address of the layer's first parameter word"),
-    Field("zero_point", 8, True, "zero point of the output"),
-    Field("low", 8, True, "lower clamp of the output"),
-    Field("high", 8, True, "upper clamp of the output"),
+    Field("slack", 8, False, "how many of the output's codes its clamp excludes"),
+    Field("above", 8, False, "the code above the output's upper clamp (modulo the number of codes)"),
     Field("skip_address", ADDRESS_BITS, False, f"the added tensor's word address less the output's (modulo "
                                                f"2**{ADDRESS_BITS})"),
     Field("in_address", ADDRESS_BITS, False, f"word address of the first tap (modulo 2**{ADDRESS_BITS}; may point "
@@ -149,24 +158,82 @@ def total_bits(fields: Iterable[Field]) -> int:
 DESCRIPTOR_WORDS = -(-total_bits(DESCRIPTOR) // HOST_BITS)
 
 
-def parameter_fields(config: ArrayConfig) -> Sequence[Field]:
-    """Layout of one output channel's parameters: bias and gain.
+def shift_stages(config: ArrayConfig) -> Sequence[tuple[int, int]]:
+    """How a requantizer shifts right: stages of ``(places, choices)`` that shift by 0, 1 or 2 times ``places``.
 
-    The gain multiplier is ``lead + sum(digit)``: see :func:`nomul_hw.arithmetic.gain_digits`. Digits are listed
-    lowest position first; the last is never negative, so it has no sign.
+    The first shifts least; together they reach ``config.max_gain_shift``.
     """
-    fields = [
-        Field("bias", config.acc_bits, True, "added to the accumulator"),
-        Field("shift", config.max_gain_shift.bit_length(), False, "right shift of the gain"),
-    ]
-    if config.gain_terms > 1:
-        fields.append(Field("lead_negative", 1, False, "the digit at position 0 is -1, not +1"))
-    for digit in range(config.gain_terms - 1):
-        fields.append(Field(f"digit_{digit}_enable", 1, False, "the digit is not 0"))
-        fields.append(Field(f"digit_{digit}_position", config.gain_terms, False, "position of the digit, less 1"))
-        if digit < config.gain_terms - 2:
-            fields.append(Field(f"digit_{digit}_negative", 1, False, "the digit is -1"))
+    stages = [(1, 2 if config.max_gain_shift < 18 else 3)]
+    while (reach := stages[-1][0] * stages[-1][1]) <= config.max_gain_shift:
+        stages.append((reach, min(3, config.max_gain_shift // reach + 1)))
+    return stages
+
+
+def parameter_fields(config: ArrayConfig) -> Sequence[Field]:
+    """Layout of one output channel's parameters; :func:`parameter_values` makes them."""
+    fields = [Field("offset", config.requantize_bits, True, "added to the accumulator times the gain's multiplier")]
+    fields += [Field(f"shift_{places}", (choices - 1).bit_length(), False, f"right shift by so many times {places}")
+               for places, choices in shift_stages(config)]
+    fields.append(Field("lead_negative", 1, False, "the multiplier's digit at position 0 is -1, not +1; without any "
+                                                   "other digit it is 0"))
+    pairs = gain_positions(config.gain_terms)
+    for digit, places in enumerate(pairs):
+        fields += [Field(f"digit_{digit}_not_at_{place}", 1, False, f"the multiplier has no digit at position {place}")
+                   for place in places]
+        if digit < len(pairs) - 1:  # the last digit is positive
+            fields.append(Field(f"digit_{digit}_inverted", 1, False, "its sign is not that of the digit at position 0"))
     return tuple(fields)
+
+
+def parameter_values(
+    config: ArrayConfig, bias: Int64Array, multiplier: Int64Array, shift: Int64Array, *,
+    zero_point: int, low: int, drop: int = 0, skip_zero_point: int = 0,
+) -> dict[str, Int64Array]:
+    """Make the parameters of output channels: what a requantizer must know to do as the contract says.
+
+    A requantizer computes ``((acc * multiplier + offset) >> (shift - drop)) + skip - 2**(act_bits - 1)) >> drop`` and
+    then clamps, with the lowest allowed code as 0. All that the contract adds is in the offset: the bias times the
+    multiplier, half of the last place, the zero points; and what is taken away again, so that nothing that may end in
+    the range of codes is negative in between. The offset is kept modulo its width, and so is the sum, which fits if the accumulator
+    does and the accumulator with its bias.
+
+    Parameters
+    ----------
+    bias, multiplier, shift : int64 arrays, shape (n,)
+        Of the channels, as in :func:`nomul_hw.arithmetic.requantize`; a multiplier of 0 makes a channel constant.
+    zero_point, low, drop, skip_zero_point : int
+        Of the layer: of its output, lower clamp, of the tensor that is added.
+
+    Returns
+    -------
+    dict
+        Each field of :func:`parameter_fields`, int64 of (n,).
+    """
+    pairs = gain_positions(config.gain_terms)
+    values = {field.name: np.zeros(len(bias), dtype=np.int64) for field in parameter_fields(config)}
+    offset = bias * multiplier + ((1 << shift) >> 1) + ((zero_point - low) << shift)
+    offset += ((1 << config.act_bits - 1) - skip_zero_point) << (shift - drop)
+    for places, choices in shift_stages(config):
+        values[f"shift_{places}"] = (shift - drop) // places % choices
+    for each in np.unique(multiplier):
+        where = multiplier == each
+        lead, digits = gain_digits(int(each), config.gain_terms) if each else (-1, ())
+        if lead < 0:
+            # The requantizer inverts the accumulator, and -x = ~(x - 1).
+            values["lead_negative"][where] = 1
+            offset[where] -= each
+        signs = {place: sign for sign, place in digits}
+        for digit, places in enumerate(pairs):
+            for place in places:
+                values[f"digit_{digit}_not_at_{place}"][where] = place not in signs
+            inverted = lead < 0
+            if digit < len(pairs) - 1:
+                inverted = any(signs.get(place, lead) != lead for place in places)
+                values[f"digit_{digit}_inverted"][where] = inverted
+            # What it inverts again, from the first position on, is that much less than its negative.
+            offset[where] += inverted << places[0]
+    half = 1 << config.requantize_bits - 1
+    return {**values, "offset": (offset + half) % (2 * half) - half}
 
 
 def pack(fields: Iterable[Field], values: Mapping[str, int]) -> int:

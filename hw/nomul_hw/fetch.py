@@ -5,6 +5,9 @@ words, blocks of output channels) is the compiler's business; the generator adds
 address and to a pair of coordinates, so it needs no multiplier and no division, and an im2col matrix never exists.
 """
 
+from functools import reduce
+from operator import or_
+
 from amaranth.hdl import Cat, Const, Module, Mux, Signal, signed
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
@@ -50,7 +53,7 @@ class AddressGenerator(wiring.Component):
     window : Out(window_layout)
         Where the word stands in the map, for the window unit.
     edge : Out(1)
-        The word is the last channel word of its pixel in a convolution: lanes beyond ``edge_lanes`` read as padding.
+        The word is the last channel word of its pixel in a convolution: lanes beyond ``edge_last`` read as padding.
     last_tile : Out(1)
         The token's tile is the layer's last.
     running, waits_for_weights, holds : Out(1)
@@ -89,13 +92,9 @@ class AddressGenerator(wiring.Component):
         m.d.comb += is_conv.eq(layer.op == LayerOp.CONV)
         if self.config.memory.lines:
             m.d.comb += is_window.eq((layer.op == LayerOp.DEPTHWISE) | (layer.op == LayerOp.MAX_WINDOW))
-        at_start, at_end = Signal(LOOPS), Signal(LOOPS)
-        for level in range(LOOPS):
-            m.d.comb += [
-                at_start[level].eq(counts[level] == 0),
-                at_end[level].eq(counts[level] == layer[f"count_{level}"]),
-            ]
-
+        # A loop's index is at its start from power-up on, and whenever it was at its end before.
+        at_start, at_end = Signal(LOOPS, init=-1), Signal(LOOPS)
+        single = Signal(LOOPS)
         # Loops 0 and 1 run over pixels in a convolution, over taps in a pool; 2, 3 (and 4, 5) the other way round.
         # In a window layer 2 and 3 run over the input: its last word of a window is the one at the right place.
         shifts = Signal()
@@ -145,50 +144,49 @@ class AddressGenerator(wiring.Component):
             self.waits_for_weights.eq(self.running & ~holding & blocked),
         ]
 
-        with m.If(holding):
+        with m.If(token.valid & token.last):
+            m.d.sync += hold.eq(layer.hold)
+        with m.Elif(holding):
             m.d.sync += hold.eq(hold - 1)
 
+        # A pixel ends with its word in a convolution's pass, with its last tap in a pool.
+        with m.If(token.valid & (is_conv | token.last)):
+            m.d.sync += pixel.eq(pixel + 1)
+            with m.If(at_end[0:2].all() & (is_conv | at_end[2:4].all())):
+                m.d.sync += pixel.eq(0)
+
+        # The innermost loop that is not at its end steps; those inside it start again. In front of a layer all loops
+        # are at their start, and the address and the coordinates are 0: the first step is from there to the first word.
+        steps = Signal(LOOPS)
+        m.d.comb += steps.eq(token.valid.replicate(LOOPS) & ~at_end & Cat(
+            at_end[:level].all() if level else Const(1, 1) for level in range(LOOPS)))
+        for level in range(LOOPS):
+            following = Signal(12, name=f"following_{level}")
+            m.d.comb += following.eq(counts[level] + 1)
+            wraps = Signal(name=f"wraps_{level}")
+            m.d.comb += wraps.eq(token.valid & at_end[:level + 1].all())
+            with m.If(steps[level]):
+                m.d.sync += [counts[level].eq(following), at_start[level].eq(0), at_end[level].eq(following == layer[f"count_{level}"])]
+            with m.If(wraps):
+                m.d.sync += [counts[level].eq(0), at_start[level].eq(1), at_end[level].eq(single[level])]
+            with m.If(self.start):
+                m.d.sync += at_end[level].eq(self.upcoming[f"count_{level}"] == 0)
+                m.d.sync += single[level].eq(self.upcoming[f"count_{level}"] == 0)
+        places = [(self.address, "step", self.upcoming.in_address), (x, "x_step", self.upcoming.x_start),
+                  (y, "y_step", self.upcoming.y_start)]
+        for place, step, first in places:
+            moves = [(self.start, first), *((steps[level], layer[f"{step}_{level}"]) for level in range(LOOPS))]
+            move = Signal(len(place), name=f"next_{step}")
+            m.d.comb += move.eq(reduce(or_, (
+                value[:len(place)].as_unsigned() & chosen.replicate(len(place)) for chosen, value in moves)))
+            with m.If(self.start | token.valid):
+                m.d.sync += place.eq(place + move)
+
         with m.If(self.start):
-            m.d.sync += [
-                self.running.eq(1),
-                hold.eq(0),
-                pixel.eq(0),
-                self.address.eq(self.upcoming.in_address),
-                x.eq(self.upcoming.x_start),
-                y.eq(self.upcoming.y_start),
-                *(count.eq(0) for count in counts),
-            ]
-        with m.Elif(token.valid):
-            with m.If(token.last):
-                m.d.sync += hold.eq(layer.hold)
-
-            # A pixel ends with its word in a convolution's pass, with its last tap in a pool.
-            with m.If(is_conv | token.last):
-                with m.If(at_end[0:2].all() & (is_conv | at_end[2:4].all())):
-                    m.d.sync += pixel.eq(0)
-                with m.Else():
-                    m.d.sync += pixel.eq(pixel + 1)
-
-            # The innermost loop that is not at its end steps; those inside it start again.
-            steps = self._steps(layer, LOOPS - 1)
-            for level in reversed(range(LOOPS - 1)):
-                steps = [Mux(at_end[level], outer, own)
-                         for outer, own in zip(steps, self._steps(layer, level), strict=True)]
-            m.d.sync += [
-                self.address.eq(self.address + steps[0]),
-                x.eq(x + steps[1]),
-                y.eq(y + steps[2]),
-            ]
-            for level in range(LOOPS):
-                with m.If(at_end[:level].all() if level else Const(1)):
-                    m.d.sync += counts[level].eq(Mux(at_end[level], 0, counts[level] + 1))
-            with m.If(token.layer_last):
-                m.d.sync += self.running.eq(0)
+            m.d.sync += [self.running.eq(1), hold.eq(0)]
+        with m.If(token.valid & token.layer_last):
+            m.d.sync += [self.running.eq(0), *(place.eq(0) for place, _, _ in places)]
         return m
-
-    def _steps(self, layer, level: int) -> list:
-        """What a step of a loop adds to the address, the column and the row."""
-        return [layer[f"step_{level}"][:len(self.address)], layer[f"x_step_{level}"], layer[f"y_step_{level}"]]
 
 
 class Padding(wiring.Component):
@@ -226,12 +224,24 @@ class Padding(wiring.Component):
         m = Module()
         bits, depth = self.config.act_bits, self.config.depth
         masked = Signal(depth)
-        beyond = Cat(self.layer.edge_lanes <= lane for lane in range(depth))
-        m.d.sync += masked.eq(self.outside.replicate(depth) | (beyond & self.edge.replicate(depth)))
-        # The padding is 0 or the smallest code: all bits but the top one are 0 in both.
+        used = _up_to(self.layer.edge_last, depth)
+        m.d.sync += masked.eq(self.outside.replicate(depth) | (~used & self.edge.replicate(depth)))
+        # The padding is 0 or the smallest code. All bits but the top one are 0 in both: a reset of their register.
         for lane in range(depth):
-            value = self.data[lane].as_unsigned()
-            top = Mux(masked[lane], self.layer.pad_low, value[-1])
-            m.d.sync += self.word[lane].eq(
-                Cat(value[:-1] & ~masked[lane].replicate(bits - 1), top).as_signed())
+            low, top = Signal(bits - 1, name=f"low_{lane}", reset_less=True), Signal(name=f"top_{lane}", reset_less=True)
+            m.d.sync += [
+                low.eq(self.data[lane]),
+                top.eq(Mux(masked[lane], self.layer.pad_low, self.data[lane][-1])),
+            ]
+            with m.If(masked[lane]):
+                m.d.sync += low.eq(0)
+            m.d.comb += self.word[lane].eq(Cat(low, top).as_signed())
         return m
+
+
+def _up_to(last, count: int):
+    """One bit for each of ``count`` numbers: whether it is at most ``last``; a LUT each, where a comparison takes more."""
+    bits = Const(1, 1)
+    for bit in last[:(count - 1).bit_length()]:
+        bits = Cat(bits | bit.replicate(len(bits)), bits & bit.replicate(len(bits)))
+    return bits[:count]

@@ -19,7 +19,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-__all__ = ["TOOLS", "LintReport", "LintResult", "find_verilator", "lint_verilog"]
+__all__ = ["TOOLS", "LintReport", "LintResult", "find_verilator", "find_yosys", "lint_verilog"]
 
 #: Waivers for Verilator, each with its reason; shipped with the package.
 WAIVERS = "verilator.vlt"
@@ -129,7 +129,8 @@ def _icarus() -> _Tool | None:
     return _Tool([path], _first_line(path, "-V").removesuffix(" ()"), {}) if path else None
 
 
-def _yosys() -> _Tool | None:
+def find_yosys() -> _Tool | None:
+    """Find a Yosys that can read Verilog."""
     # Amaranth's own Yosys cannot read Verilog.
     if _package_folder("pyosys") is not None:
         script = ("import sys; from pyosys import libyosys as ys; design = ys.Design(); "
@@ -146,7 +147,7 @@ def _yosys() -> _Tool | None:
 TOOLS: Mapping[str, tuple[Callable[[], _Tool | None], Callable[[str, str], Sequence[str]]]] = {
     "verilator": (_verilator, lambda file, top: ["--lint-only", "-Wall", "--top-module", top, WAIVERS, file]),
     "iverilog": (_icarus, lambda file, top: ["-g2005", "-Wall", "-t", "null", "-s", top, file]),
-    "yosys": (_yosys, lambda file, top: ["-p", f"read_verilog {file}; hierarchy -check -top {top}"]),
+    "yosys": (find_yosys, lambda file, top: ["-p", f"read_verilog {file}; hierarchy -check -top {top}"]),
 }
 
 

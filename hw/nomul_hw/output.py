@@ -1,5 +1,7 @@
 """The output stage: takes finished sums, requantizes them a few channels per cycle, and writes the output tensor."""
 
+from itertools import pairwise
+
 from amaranth.hdl import Cat, Module, Mux, Signal, signed
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
@@ -50,7 +52,7 @@ class OutputStage(wiring.Component):
         The layer's last chunk is being written.
     """
 
-    #: Cycles from taking a chunk to writing it: chunk register, then requantization.
+    #: Cycles from taking a chunk to writing it: requantization.
     latency = OUTPUT_LATENCY
 
     def __init__(self, config: ArrayConfig, table: Table | None = None):
@@ -116,100 +118,88 @@ class OutputStage(wiring.Component):
             "plane": address_bits(config.memory.activations),
             "parameters": address_bits(config.memory.parameters),
         })
-        here, block, following = Signal(position), Signal(position), Signal(position)
+        here, block, following, upcoming = Signal(position), Signal(position), Signal(position), Signal(position)
         m.d.comb += [
             following.part.eq(Cat(here.part[-1], here.part[:-1])),
             following.plane.eq(Mux(here.part[-1], here.plane + layer.out_plane[:len(here.plane)], here.plane)),
             following.parameters.eq(here.parameters + 1),
+            upcoming.eq(following),
         ]
         with m.If(self.start):
-            first = Signal(position)
             m.d.comb += [
-                first.part.eq(1),
-                first.plane.eq(self.upcoming.out_address),
-                first.parameters.eq(self.upcoming.parameter_base),
+                upcoming.part.eq(1),
+                upcoming.plane.eq(self.upcoming.out_address),
+                upcoming.parameters.eq(self.upcoming.parameter_base),
             ]
-            m.d.sync += [here.eq(first), block.eq(first)]
-        with m.Elif(taking):
-            m.d.sync += here.eq(following)
-            with m.If(last_chunk):
-                with m.If(current.block_last):
-                    m.d.sync += block.eq(following)
-                with m.Else():
-                    m.d.sync += here.eq(block)
+            m.d.sync += block.eq(upcoming)
+        with m.Elif(taking & last_chunk):
+            with m.If(current.block_last):
+                m.d.sync += block.eq(following)
+            with m.Else():
+                m.d.comb += upcoming.eq(block if most_chunks > 1 else here)
+        with m.If(self.start | taking):
+            m.d.sync += here.eq(upcoming)
 
-        # The chunk's channels, and its parameters from memory beside them.
+        # A chunk's parameters are read with its position: they are there when its sums are.
         m.submodules.parameters = parameters = BlockRAM(
             width=len(self.parameter_data), depth=config.memory.parameters, table=self.table)
         m.d.comb += [
-            parameters.read_address.eq(here.parameters),
-            parameters.read_enable.eq(taking),
+            parameters.read_address.eq(upcoming.parameters),
+            parameters.read_enable.eq(self.start | taking),
             parameters.write_address.eq(self.parameter_address),
             parameters.write_enable.eq(self.parameter_write),
             parameters.write_data.eq(self.parameter_data),
         ]
-        # The skip tensor's chunk is read where the output will be written, and waits one cycle for its sums.
-        address = Signal.like(self.address)
-        part = Signal(config.word_chunks)
+
+        # What is written follows the codes through the pipeline.
+        write = data.StructLayout({"valid": 1, "done": 1, "address": len(self.address), "part": config.word_chunks})
+        stages = [Signal(write, name=f"write_{index}") for index in range(self.latency + 1)]
         m.d.comb += [
-            address.eq(here.plane + current.pixel),
-            self.skip_address.eq(address + layer.skip_address[:len(address)]),
-            self.skip_enable.eq(taking & layer.skip),
+            stages[0].valid.eq(taking),
+            stages[0].done.eq(taking & last_chunk & current.layer_last),
+            stages[0].address.eq(here.plane + current.pixel),
+            stages[0].part.eq(here.part),
+            self.address.eq(stages[-1].address),
+            self.parts.eq(stages[-1].part & stages[-1].valid.replicate(config.word_chunks)),
+            self.done.eq(stages[-1].done),
         ]
-        m.d.sync += part.eq(here.part)
+        m.d.sync += [later.eq(stage) for stage, later in pairwise(stages)]
+
+        # The skip tensor's chunk is read where the output will be written, in time for the end of the gain.
+        m.d.comb += [
+            self.skip_address.eq(stages[1].address + layer.skip_address[:len(self.address)]),
+            self.skip_enable.eq(stages[1].valid & layer.skip),
+        ]
 
         for lane in range(lanes):
-            skipped = Signal(config.act_bits, name=f"skipped_{lane}")
-            skip = Signal(signed(config.act_bits + 1), name=f"skip_{lane}", reset_less=True)
-            with m.Switch(part):
-                for index in range(config.word_chunks):
-                    with m.Case(1 << index):
-                        m.d.comb += skipped.eq(self.skip_word[index * lanes + lane])
-            # Less the zero point: with the smallest code as 0 the top bit flips and there is no sign.
-            top = skipped[-1]
-            m.d.sync += skip.eq(Mux(
-                layer.skip, Cat(skipped[:-1], top ^ layer.skip_low, top & ~layer.skip_low).as_signed(), 0))
-            from_array = Signal(signed(config.acc_bits), name=f"from_array_{lane}")
-            from_pool = Signal(signed(config.channel_bits), name=f"from_pool_{lane}")
-            taken = Signal(signed(config.acc_bits), name=f"taken_{lane}", reset_less=True)
-            m.d.comb += [
-                from_array.eq(_pick(m, f"array_{lane}", chunk,
-                                    [self.totals[at + lane] for at in range(0, config.cols, lanes)])),
-                from_pool.eq(_pick(m, f"pool_{lane}", chunk,
-                                   [self.pooled[at + lane] for at in range(0, config.depth, lanes)])),
-            ]
-            m.d.sync += taken.eq(Mux(is_conv, from_array, from_pool))
+            skip = Signal(signed(config.act_bits), name=f"skip_{lane}", reset_less=True)
+            m.d.sync += skip.eq(_one_of(stages[2].part, [
+                self.skip_word[index * lanes + lane] for index in range(config.word_chunks)]))
+            with m.If(~layer.skip):
+                m.d.sync += skip.eq(0)
             m.submodules[f"requantizer_{lane}"] = requantizer = Requantizer(config)
             m.d.comb += [
-                requantizer.acc.eq(taken),
+                requantizer.acc.eq(Mux(
+                    is_conv,
+                    _pick(m, f"array_{lane}", chunk, [self.totals[at + lane] for at in range(0, config.cols, lanes)]),
+                    _pick(m, f"pool_{lane}", chunk, [self.pooled[at + lane] for at in range(0, config.depth, lanes)]),
+                )),
                 requantizer.parameters.eq(parameters.read_data.word_select(lane, parameter_layout(config).size)),
-                requantizer.zero_point.eq(layer.zero_point),
-                requantizer.low.eq(layer.low),
-                requantizer.high.eq(layer.high),
-                requantizer.drop.eq(layer.skip_drop),
                 requantizer.skip.eq(skip),
+                requantizer.drop.eq(layer.skip_drop),
+                requantizer.slack.eq(layer.slack),
+                requantizer.above.eq(layer.above),
                 self.code[lane].eq(requantizer.code),
             ]
-
-        # The address follows the codes through the pipeline.
-        write = data.StructLayout({"valid": 1, "done": 1, "address": len(self.address), "part": config.word_chunks})
-        stage = Signal(write)
-        m.d.comb += [
-            stage.valid.eq(taking),
-            stage.done.eq(taking & last_chunk & current.layer_last),
-            stage.address.eq(address),
-            stage.part.eq(here.part),
-        ]
-        for index in range(self.latency):
-            later = Signal(write, name=f"write_{index}")
-            m.d.sync += later.eq(stage)
-            stage = later
-        m.d.comb += [
-            self.address.eq(stage.address),
-            self.parts.eq(stage.part & stage.valid.replicate(config.word_chunks)),
-            self.done.eq(stage.done),
-        ]
         return m
+
+
+def _one_of(select, values):
+    """Pick a value by a one-hot selection."""
+    picked = 0
+    for index, value in enumerate(values):
+        picked = picked | (value.as_unsigned() & select[index].replicate(len(value)))
+    return picked if len(values) > 1 else values[0]
 
 
 def _pick(m: Module, name: str, index, values):

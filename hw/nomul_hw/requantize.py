@@ -1,13 +1,20 @@
 """Requantization without a multiplier: ``clamp((((acc + bias) * m + skip + half) >> n) + zp, low, high)``.
 
 The rules are those of :mod:`nomul_hw.arithmetic`; ``m`` is a sum of at most ``gain_terms`` signed powers of two.
+
+There is one of these for every channel that is written per cycle, so every LUT counts. Registers are cheaper: where a
+value may be absent, or one of several, a register of it is reset and the results are or-ed, which takes one LUT a bit
+for three choices; a multiplexer of three takes two. And what the contract adds after the gain, half of the last place,
+the zero point, less the lowest code, is part of a channel's ``offset``: the lowest code is 0 in here.
 """
 
 from amaranth.hdl import Cat, Const, Module, Mux, Signal, signed
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
+from .arithmetic import MAX_SKIP_DROP, gain_positions
 from .config import ArrayConfig
+from .descriptor import shift_stages
 from .layouts import parameter_layout
 
 __all__ = ["Requantizer"]
@@ -26,119 +33,141 @@ class Requantizer(wiring.Component):
     acc : In(signed(acc_bits))
         An accumulator.
     parameters : In(parameter_layout)
-        Bias and gain of its channel, in the same cycle.
-    zero_point, low, high : In(signed(8))
-        Of the layer; stable while it runs. The zero point is 0 or the smallest code.
-    skip : In(signed(act_bits + 1))
-        What is added before rounding, one cycle after ``acc``; 0 for nothing.
-    drop : In(2)
+        Offset, gain multiplier and shift of its channel, in the same cycle.
+    skip : In(signed(act_bits))
+        The code that is added before rounding, three cycles after ``acc``; 0 for nothing. Its zero point is part of the
+        offset.
+    drop : In(range(MAX_SKIP_DROP + 1))
         The gain's shift is less by this many places than it should be, and ``skip`` has as many below the point.
         Stable while a layer runs.
+    slack : In(act_bits)
+        How many codes the clamp excludes: ``2**act_bits - 1 - (high - low)``. Stable while a layer runs.
+    above : In(signed(act_bits))
+        The code above the largest that is allowed, modulo ``2**act_bits``. Stable while a layer runs.
     code : Out(signed(act_bits))
         The activation.
     """
 
-    #: Cycles from an accumulator to its code: bias, gain, shift and rounding, clamp.
-    latency = 4
+    #: Cycles from an accumulator to its code.
+    latency = 5
 
     def __init__(self, config: ArrayConfig):
         self.config = config
         super().__init__({
             "acc": In(signed(config.acc_bits)),
             "parameters": In(parameter_layout(config)),
-            "zero_point": In(signed(8)),
-            "low": In(signed(8)),
-            "high": In(signed(8)),
-            "skip": In(signed(config.act_bits + 1)),
-            "drop": In(2),
+            "skip": In(signed(config.act_bits)),
+            "drop": In(range(MAX_SKIP_DROP + 1)),
+            "slack": In(config.act_bits),
+            "above": In(signed(config.act_bits)),
             "code": Out(signed(config.act_bits)),
         })
 
     def elaborate(self, platform):
         m = Module()
         act_bits = self.config.act_bits
-        biased = Signal(signed(self.config.acc_bits), reset_less=True)
-        gain = Signal(parameter_layout(self.config), reset_less=True)
-        m.d.sync += [biased.eq(self.acc + self.parameters.bias), gain.eq(self.parameters)]
+        later = Signal.like(self.parameters, reset_less=True)
+        m.d.sync += later.eq(self.parameters)
 
-        product = self._times_gain(m, biased, gain)
-        shift = Signal.like(gain.shift, reset_less=True)
-        m.d.sync += shift.eq(gain.shift)
+        # Cycles 0 and 1: the gain.
+        total = Signal(signed(self.config.requantize_bits))
+        m.d.comb += total.eq(self._times_gain(m, later) + later.offset)
 
-        # Round half up with one more bit below the point than the skip has: (2 * (sum + skip) + 2**drop) >> (drop + 1).
-        # What leaves the window is out of range with any skip: |skip| is below a quarter of it.
-        addend = Signal(signed(act_bits + 3), reset_less=True)
-        m.d.sync += addend.eq((self.skip << 1) + Cat(self.drop == places for places in range(4)))
-        halves, overflow = self._shift_right(m, Cat(Const(0, 1), product), shift, act_bits + 6)
-        total = Signal(signed(act_bits + 7))
-        m.d.comb += total.eq(halves + addend)
-        rounded = Signal(signed(act_bits + 6), reset_less=True)
-        above, below = Signal(reset_less=True), Signal(reset_less=True)
-        for places in range(4):
-            with m.If(self.drop == places):
-                m.d.sync += rounded.eq(total >> (places + 1))
-        m.d.sync += [
-            above.eq(overflow & ~product[-1]),
-            below.eq(overflow & product[-1]),
+        # Cycles 2 and 3: the shift. What is negative, or has further bits, stays out of range whatever is added: the
+        # skip tensor's code, less a half of the codes, so that a sum without one is what it was.
+        shifted, more, negative = self._shift_right(m, total, later, act_bits + 1 + MAX_SKIP_DROP)
+        fine = Signal(signed(len(shifted) + 2))
+        whole = Signal(signed(len(fine)))
+        added = Cat(self.skip[:-1], ~self.skip[-1], Const(1, 1)).as_signed()
+        m.d.comb += [fine.eq(shifted + added), whole.eq(fine >> self.drop)]
+
+        # The lowest code is 0: nothing is below it.
+        below, above = Signal(), Signal()
+        floored, beyond = Signal(act_bits, reset_less=True), Signal(reset_less=True)
+        m.d.comb += [
+            below.eq(negative | (~more & fine[-1])),
+            above.eq(~negative & (more | (~fine[-1] & whole[act_bits:-1].any()))),
         ]
+        m.d.sync += [floored.eq(whole), beyond.eq(above)]
+        with m.If(below):
+            m.d.sync += floored.eq(0)
 
-        # Adding a zero point of -2**(act_bits-1) flips the top bit of the code; the limits move the other way.
-        with m.If(below | (~above & (rounded < self.low - self.zero_point))):
-            m.d.sync += self.code.eq(self.low)
-        with m.Elif(above | (rounded > self.high - self.zero_point)):
-            m.d.sync += self.code.eq(self.high)
-        with m.Else():
-            m.d.sync += self.code.eq(Cat(rounded[:act_bits - 1], rounded[act_bits - 1] ^ self.zero_point[-1]))
+        # Cycle 4: the highest allowed code is the last of all: nothing is beyond it. Cycle 5: back to where they were.
+        raised = Signal(act_bits + 1)
+        ceiled = Signal(act_bits, init=-1, reset_less=True)
+        m.d.comb += raised.eq(floored + self.slack)
+        m.d.sync += ceiled.eq(raised)
+        with m.If(beyond | raised[-1]):
+            m.d.sync += ceiled.eq(-1)
+        m.d.comb += self.code.eq(ceiled + self.above)
         return m
 
-    def _times_gain(self, m: Module, value, gain):
-        """Add up the digits of the gain multiplier: the last, a positive shift, then the leading +1 or -1, the rest."""
-        terms = self.config.gain_terms
-        bits = self.config.acc_bits + (max(self.config.gain_multipliers) - 1).bit_length()
-        shifted = []
-        for digit in range(terms - 1):
-            addend = Signal(signed(bits), name=f"digit_{digit}")
-            position = gain[f"digit_{digit}_position"]
-            m.d.comb += addend.eq(Mux(gain[f"digit_{digit}_enable"], (value << position) << 1, 0))
-            shifted.append(addend)
-        total = value
-        if shifted:
-            total = _add_or_subtract(m, "lead", shifted.pop(), value, gain.lead_negative)
-        for digit, addend in enumerate(shifted):
-            total = _add_or_subtract(m, f"sum_{digit}", total, addend, gain[f"digit_{digit}_negative"])
-        product = Signal(signed(bits), reset_less=True)
-        m.d.sync += product.eq(total)
-        return product
+    def _times_gain(self, m: Module, gain):
+        """Add up the digits of the gain multiplier: a register for each position, all or all but one of a digit's reset.
 
-    @staticmethod
-    def _shift_right(m: Module, value, amount, bits: int):
-        """Shift a signed value right, largest amounts first, and keep ``bits`` bits of the result.
-
-        After a stage at most ``2**stage - 1`` further places can follow, so the bits above those that may still reach
-        the result are dropped: they must equal the sign, or the result is out of range whatever follows. That halves
-        the shifter. Returns the result and whether it is out of range.
+        To negate is to invert and to add 1: the ones, at the place where the inverted number begins, are part of the
+        offset.
         """
-        overflow = Const(0, 1)
-        for stage in reversed(range(len(amount))):
-            places = 1 << stage
-            shifted = Signal(signed(len(value)), name=f"shifted_{stage}")
-            m.d.comb += shifted.eq(Mux(amount[stage], value.as_signed() >> places, value.as_signed()))
-            kept = min(len(value), bits + places - 1)
-            dropped = shifted[kept - 1:]
-            overflow = overflow | ~(dropped.all() | ~dropped.any())
-            value = shifted[:kept]
-        return value.as_signed(), overflow
+        bits, pairs = self.config.acc_bits, gain_positions(self.config.gain_terms)
+        value = Signal(signed(bits))
+        m.d.comb += value.eq(self.acc ^ self.parameters.lead_negative.replicate(bits).as_signed())
+        total = Signal.like(value, name="lead", reset_less=True)
+        m.d.sync += total.eq(value)
+        absent = [self.parameters[f"digit_{digit}_not_at_{place}"] for digit, places in enumerate(pairs)
+                  for place in places]
+        with m.If(self.parameters.lead_negative & Cat(absent).all()):
+            m.d.sync += total.eq(0)
+        for digit, places in enumerate(pairs):
+            term = 0
+            for place in places:
+                present = Signal.like(value, name=f"digit_{digit}_at_{place}", reset_less=True)
+                m.d.sync += present.eq(value)
+                with m.If(self.parameters[f"digit_{digit}_not_at_{place}"]):
+                    m.d.sync += present.eq(0)
+                term = term | (present << place - places[0])
+            invert = gain.lead_negative if digit == len(pairs) - 1 else gain[f"digit_{digit}_inverted"]
+            term = term ^ invert.replicate(len(term)).as_signed()
+            # Only what lies above the digit's first position is added.
+            total = Cat(total[:places[0]], total[places[0]:].as_signed() + term).as_signed()
+        return total
+
+    def _shift_right(self, m: Module, value, parameters, bits: int):
+        """Shift right and keep ``bits`` bits of the result, stage by stage, largest shifts first.
+
+        The bits that no later stage can bring into the result are dropped: that halves the shifter. Returns the
+        result, whether there were more bits, and whether the value was negative; then the others mean nothing.
+        """
+        stages = [(0, 1), (0, 1), *reversed(shift_stages(self.config))][-3:]
+        digits = [parameters[f"shift_{places}"] if places else Const(0, 1) for places, _ in stages]
+        further = sum(places * (choices - 1) for places, choices in stages)
+        value, negative, more = value[:-1], value[-1], Const(0, 1)
+        for index, (places, choices) in enumerate(stages[:-1]):
+            # Two registers, of which one is 0: of the value, and of the value shifted twice.
+            near = Signal(len(value), name=f"near_{index}", reset_less=True)
+            far = Const(0, 1)
+            m.d.sync += near.eq(value)
+            if choices == 3:
+                far = Signal(len(value) - 2 * places, name=f"far_{index}", reset_less=True)
+                m.d.sync += far.eq(value >> 2 * places)
+                with m.If(digits[index][1]):
+                    m.d.sync += near.eq(0)
+                with m.Else():
+                    m.d.sync += far.eq(0)
+            more, negative, once, *digits[index + 1:] = _registered(
+                m, f"stage_{index}", [more, negative, digits[index][0], *digits[index + 1:]])
+            further -= places * (choices - 1)
+            kept = bits + further
+            more = more | near[kept + places:].any() | far[kept:].any() | (~once & near[kept:kept + places].any())
+            value = (Mux(once, near >> places, near) | far)[:kept]
+        shifted = value
+        for times in range(1, stages[-1][1]):
+            shifted = Mux(digits[-1] == times, value >> times, shifted)
+        return shifted[:bits], more | shifted[bits:].any(), negative
 
 
-def _add_or_subtract(m: Module, name: str, left, right, subtract):
-    """Add, or subtract, with one carry chain: ``-right = ~right + 1``, the 1 carried in from one bit further down."""
-    bits = max(len(left), len(right))
-    result = Signal(signed(bits + 1), name=name)
-    inverted = Signal(signed(bits), name=f"{name}_inverted")
-    wide = Signal(signed(bits), name=f"{name}_wide")
-    m.d.comb += [
-        wide.eq(left),
-        inverted.eq(right ^ subtract.replicate(len(right)).as_signed()),
-        result.eq(Cat(subtract, wide).as_signed() + Cat(subtract, inverted).as_signed()),
-    ]
-    return result[1:].as_signed()
+def _registered(m: Module, name: str, values):
+    """Register each of some values."""
+    later = [Signal.like(value, name=f"{name}_{index}", reset_less=True) for index, value in enumerate(values)]
+    m.d.sync += [register.eq(value) for register, value in zip(later, values, strict=True)]
+    return later
+

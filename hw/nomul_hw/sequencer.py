@@ -1,12 +1,13 @@
 """The sequencer: runs a list of layers without the host, and accounts for every cycle."""
 
-from amaranth.hdl import Module, Signal
-from amaranth.lib import data, wiring
+from amaranth.hdl import Module, Mux, Signal
+from amaranth.lib import wiring
+from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
 from .config import ArrayConfig
 from .contents import Table
-from .descriptor import COUNTERS, DESCRIPTOR_WORDS, HOST_BITS
+from .descriptor import CAUSES, DESCRIPTOR_WORDS, HOST_BITS
 from .layouts import address_bits, descriptor_layout
 from .memory import BlockRAM
 
@@ -46,8 +47,10 @@ class Sequencer(wiring.Component):
         outside, is held.
     done : In(1)
         The layer's last output is being written.
-    counters : Out(ArrayLayout(32, len(COUNTERS)))
-        Cycles of the latest run, in the order of :data:`nomul_hw.descriptor.COUNTERS`.
+    cause : In(3)
+        Index of a cause in :data:`nomul_hw.descriptor.CAUSES`, while no run is under way.
+    cycles : Out(32)
+        The latest run's cycles of that cause.
     """
 
     def __init__(self, config: ArrayConfig, table: Table | None = None):
@@ -73,12 +76,15 @@ class Sequencer(wiring.Component):
             "waits_for_memory": In(1),
             "holds": In(1),
             "done": In(1),
-            "counters": Out(data.ArrayLayout(32, len(COUNTERS))),
+            "cause": In(range(len(CAUSES))),
+            "cycles": Out(HOST_BITS),
         })
 
     def elaborate(self, platform):
         m = Module()
-        m.submodules.program = program = BlockRAM(width=HOST_BITS, depth=self.program_words, table=self.table)
+        # All that the address reaches: a power of two needs no multiplexer behind block RAMs.
+        m.submodules.program = program = BlockRAM(
+            width=HOST_BITS, depth=1 << len(self.program_address), table=self.table)
         m.d.comb += [
             program.write_address.eq(self.program_address),
             program.write_enable.eq(self.program_write),
@@ -100,20 +106,19 @@ class Sequencer(wiring.Component):
             m.d.sync += self.fetched.eq(1)
 
         left = Signal.like(self.run_layers)
-        counting = {name: Signal(name=f"counts_{name}") for name in COUNTERS}
-        m.d.comb += self.busy.eq(counting["total"])
+        because = {name: Signal(name=f"because_{name}") for name in CAUSES}
+        begin = Signal()
         with m.FSM():
             with m.State("IDLE"):
                 with m.If(self.run & (self.run_layers != 0)):
-                    m.d.comb += begin_fetch.eq(1)
+                    m.d.comb += [begin.eq(1), begin_fetch.eq(1)]
                     m.d.sync += [
                         address.eq(self.run_address),
                         left.eq(self.run_layers),
-                        self.counters.as_value().eq(0),
                     ]
                     m.next = "START"
             with m.State("START"):
-                m.d.comb += [counting["total"].eq(1), counting["control"].eq(1)]
+                m.d.comb += [self.busy.eq(1), because["control"].eq(1)]
                 with m.If(self.fetched):
                     m.d.comb += [self.start.eq(1), begin_fetch.eq(left != 1)]
                     m.d.sync += [
@@ -124,22 +129,45 @@ class Sequencer(wiring.Component):
                     m.next = "ISSUE"
             with m.State("ISSUE"):
                 m.d.comb += [
-                    counting["total"].eq(1),
-                    counting["busy"].eq(self.issuing),
-                    counting["weight"].eq(self.waits_for_weights),
-                    counting["memory"].eq(self.waits_for_memory),
-                    counting["requantize"].eq(self.holds),
+                    self.busy.eq(1),
+                    because["busy"].eq(self.issuing),
+                    because["weight"].eq(self.waits_for_weights),
+                    because["memory"].eq(self.waits_for_memory),
+                    because["requantize"].eq(self.holds),
                 ]
                 with m.If(self.issued_last):
                     m.next = "DRAIN"
             with m.State("DRAIN"):
-                m.d.comb += [counting["total"].eq(1), counting["drain"].eq(1)]
+                m.d.comb += [self.busy.eq(1), because["drain"].eq(1)]
                 with m.If(self.done):
                     with m.If(left == 0):
                         m.next = "IDLE"
                     with m.Else():
                         m.next = "START"
-        for index, name in enumerate(COUNTERS):
-            with m.If(counting[name]):
-                m.d.sync += self.counters[index].eq(self.counters[index] + 1)
+        self._count(m, begin, because)
         return m
+
+    def _count(self, m: Module, begin, because):
+        """Count cycles by cause in a small memory, one word a cause: there is exactly one in every cycle of a run."""
+        m.submodules.counters = memory = Memory(shape=HOST_BITS, depth=1 << len(self.cause), init=[])
+        read, write = memory.read_port(domain="comb"), memory.write_port()
+
+        # A run begins with as many cycles of control as there are words: meanwhile they are cleared, one after another.
+        clearing, cleared = Signal(), Signal.like(self.cause)
+        with m.If(begin):
+            m.d.sync += [clearing.eq(1), cleared.eq(0)]
+        with m.Elif(clearing):
+            m.d.sync += [clearing.eq(~cleared.all()), cleared.eq(cleared + 1)]
+        first = Mux(cleared == CAUSES.index("control"), memory.depth, 0)
+
+        cause = Signal.like(self.cause)
+        for index, name in enumerate(CAUSES):
+            with m.If(because[name]):
+                m.d.comb += cause.eq(index)
+        m.d.comb += [
+            read.addr.eq(Mux(self.busy, cause, self.cause)),
+            self.cycles.eq(read.data),
+            write.en.eq(self.busy),
+            write.addr.eq(Mux(clearing, cleared, cause)),
+            write.data.eq(Mux(clearing, first, read.data + 1)),
+        ]

@@ -243,12 +243,13 @@ class _Platform:
                 i_CLK=ClockSignal(port.domain), i_ADDR=port.addr, i_DATA=port.data,
                 i_EN=Cat(part.replicate(memory.shape // len(port.en)) for part in port.en))
         for index, port in enumerate(memory.read_ports):
+            clocked = port.domain != "comb"
             m.submodules[f"read_{index}"] = Instance(
                 "$memrd_v2", p_MEMID="\\memory", p_ABITS=len(port.addr), p_WIDTH=memory.shape,
-                p_CLK_ENABLE=bit[1], p_CLK_POLARITY=bit[1], p_CE_OVER_SRST=bit[0],
+                p_CLK_ENABLE=bit[clocked], p_CLK_POLARITY=bit[1], p_CE_OVER_SRST=bit[0],
                 p_TRANSPARENCY_MASK=Const(0, writes), p_COLLISION_X_MASK=Const(0, writes),
                 p_ARST_VALUE=undefined, p_SRST_VALUE=undefined, p_INIT_VALUE=undefined,
-                i_CLK=ClockSignal(port.domain), i_EN=port.en, i_ARST=bit[0], i_SRST=bit[0],
+                i_CLK=ClockSignal(port.domain) if clocked else bit[0], i_EN=port.en, i_ARST=bit[0], i_SRST=bit[0],
                 i_ADDR=port.addr, o_DATA=port.data)
         return m
 

@@ -22,7 +22,8 @@ from nomul_hw.timing import WeightSource
 from .build import Optimize, build_simulator
 from .cache import cached, content_hash
 
-__all__ = ["StreamModel", "VerilatedDevice", "VerilatedTransport", "accelerator_library", "accelerator_verilog"]
+__all__ = ["ACCELERATOR", "StreamModel", "VerilatedDevice", "VerilatedTransport", "accelerator_library",
+           "accelerator_verilog"]
 
 UInt32Array = npt.NDArray[np.uint32]
 
@@ -30,7 +31,8 @@ UInt32Array = npt.NDArray[np.uint32]
 AT_ANY_TIME = WeightSource([True])
 
 #: Name of the accelerator's top module in the Verilog that is simulated.
-_TOP = "accelerator"
+#: Top module of an accelerator.
+ACCELERATOR = "accelerator"
 
 #: Cycles per call into the library; between calls Python sees a Ctrl-C.
 _CYCLES_PER_CALL = 1 << 19
@@ -229,7 +231,7 @@ def accelerator_verilog(config: ArrayConfig, contents: Contents | None = None) -
         from nomul_hw.accelerator import Accelerator
         from nomul_hw.verilog import to_verilog
 
-        path.write_text(to_verilog(Accelerator(config, contents), _TOP), encoding="utf-8")
+        path.write_text(to_verilog(Accelerator(config, contents), ACCELERATOR), encoding="utf-8")
 
     key = content_hash(config.hash, _hardware_hash(), *(table.text for table in tables))
     verilog = cached("verilog", f"{key}.v", make).read_text(encoding="utf-8")
@@ -249,7 +251,7 @@ def accelerator_library(config: ArrayConfig, contents: Contents | None = None, *
     BuildError
         If a tool is missing or fails.
     """
-    return build_simulator(accelerator_verilog(config, contents), _TOP, optimize=optimize)
+    return build_simulator(accelerator_verilog(config, contents), ACCELERATOR, optimize=optimize)
 
 
 class VerilatedTransport(StreamModel):

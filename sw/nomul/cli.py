@@ -223,6 +223,43 @@ def generate(
         raise typer.Exit(1)
 
 
+class FamilyName(StrEnum):
+    """Families of chips that `nomul synth` knows."""
+
+    ecp5 = "ecp5"
+
+
+@app.command()
+@_explains_mistakes
+def synth(
+    config: ConfigFile,
+    family: Annotated[FamilyName, typer.Option(help="Chips to synthesize for.")] = FamilyName.ecp5,
+    as_json: Json = False,
+) -> None:
+    """Synthesize an accelerator with Yosys and say where the logic goes, module by module.
+
+    A 16x16 array takes some minutes; a configuration that was synthesized before is found in the cache.
+    Exit code 1 if there is a multiplier in the result.
+
+    \b
+    Examples:
+      nomul synth examples/exp4_16x16.toml
+      nomul synth examples/ternary_16x16.toml --json
+    """
+    from nomul_hw.config import load_config
+    from nomul_sim.synthesis import synthesize_accelerator
+
+    from .report import steps, synthesis_table
+
+    array = load_config(config)
+    with steps(f"synthesize {array.name}"):
+        result = synthesize_accelerator(array, family.value)
+    _print({"name": array.name, "config_hash": array.hash, **result.to_dict()}, as_json,
+           lambda: synthesis_table(result))
+    if result.total.dsp:
+        raise typer.Exit(1)
+
+
 @app.command()
 @_explains_mistakes
 def quantize(

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nomul_hw.config import ArrayConfig
-from nomul_hw.descriptor import COUNTERS, DESCRIPTOR_WORDS, HOST_BITS, Opcode, Target, target_word_bits
+from nomul_hw.descriptor import CAUSES, DESCRIPTOR_WORDS, HOST_BITS, Opcode, Target, target_word_bits
 
 from .compiler.input_packing import pack_input
 from .compiler.packing import pack_words, unpack_words
@@ -154,17 +154,17 @@ class StreamDevice:
         self._feed(program)
         run = np.concatenate([
             _command(Opcode.RUN, 0, 0, len(program.layers)),
-            _command(Opcode.READ, Target.COUNTER, 0, len(COUNTERS)),
+            _command(Opcode.READ, Target.COUNTER, 0, len(CAUSES)),
             self._read_tensor(program, target),
         ])
-        answer_words = len(COUNTERS) + self._tensor_host_words(target, program)
+        answer_words = len(CAUSES) + self._tensor_host_words(target, program)
         answers = []
         for samples in self._chunks(inputs, program):
             sent = [np.concatenate([*self._write_inputs(program, sample), run]) for sample in samples]
             answers.append(self.transport.transfer(np.concatenate(sent), answer_words * len(sent)))
         replies = np.concatenate(answers).reshape(len(inputs[0]), answer_words)
-        counters = tuple(dict(zip(COUNTERS, map(int, row), strict=True)) for row in replies[:, :len(COUNTERS)])
-        return RunResult(self._from_words(replies[:, len(COUNTERS):], target, program), counters)
+        counters = tuple(_counters(row) for row in replies[:, :len(CAUSES)])
+        return RunResult(self._from_words(replies[:, len(CAUSES):], target, program), counters)
 
     def run_layers(self, program: Program | Schedule, sample: Codes | tuple[Codes, ...]
                    ) -> Iterator[tuple[str, Codes, dict[str, int]]]:
@@ -195,12 +195,12 @@ class StreamDevice:
             self._feed(replace(program, layers=program.layers[first:first + count]))
             words = self.transport.transfer(np.concatenate([
                 _command(Opcode.RUN, 0, first * DESCRIPTOR_WORDS, count),
-                _command(Opcode.READ, Target.COUNTER, 0, len(COUNTERS)),
+                _command(Opcode.READ, Target.COUNTER, 0, len(CAUSES)),
                 self._read_tensor(program, target),
-            ]), len(COUNTERS) + self._tensor_host_words(target, program))
+            ]), len(CAUSES) + self._tensor_host_words(target, program))
             first += count
-            counters = dict(zip(COUNTERS, map(int, words[:len(COUNTERS)]), strict=True))
-            yield node.name, self._from_words(words[None, len(COUNTERS):], target, program)[0], counters
+            counters = _counters(words[:len(CAUSES)])
+            yield node.name, self._from_words(words[None, len(CAUSES):], target, program)[0], counters
 
     def _feed(self, program: Program) -> None:
         """Provide what the program's layers take of weights, if they come from outside."""
@@ -317,6 +317,11 @@ def _differing(program: Program, before: Program | None) -> Iterator[tuple[Targe
         words = getattr(program, name)
         if len(words) and (before is None or not np.array_equal(words, getattr(before, name))):
             yield target, words
+
+
+def _counters(cycles: Words) -> dict[str, int]:
+    """Counters of a run, given its cycles by cause."""
+    return {"total": int(cycles.sum()), **dict(zip(CAUSES, map(int, cycles), strict=True))}
 
 
 def _bank(index: int) -> Target:

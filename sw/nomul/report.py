@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from matplotlib.axes import Axes
 
+    from nomul_hw.synth import Cost, Synthesis
     from nomul_hw.verilog import Generated
 
     from .compiler import Program
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 
 __all__ = ["demo_table", "estimate_table", "generated_table", "json_text", "plain", "plot_demo",
            "print_json", "print_text", "program_memory", "program_table", "quantize_table", "remark",
-           "run_table", "steps", "verification_table"]
+           "run_table", "steps", "synthesis_table", "verification_table"]
 
 #: Width of tables that do not go to a terminal: nothing is cut short.
 _FILE_WIDTH = 200
@@ -212,6 +213,23 @@ def generated_table(made: "Generated") -> RenderableType:
         for message in result.messages:
             table.add_row("", message)
     return table
+
+
+def synthesis_table(result: "Synthesis") -> RenderableType:
+    """Cells of every module, and what the array takes of them."""
+    table = _table("<module", "LUT4", "of them carry", "FF", "BRAM", "multipliers", "of the array")
+
+    def add(name: str, cost: "Cost") -> None:
+        table.add_row(name, f"{cost.lut:,}", f"{cost.carry:,}", f"{cost.ff:,}", str(cost.bram),
+                      _verdict(not cost.dsp, str(cost.dsp)), _ratio(cost.lut / result.array.lut))
+
+    for name, cost in result.modules.items():
+        add(name, cost)
+    table.add_section()
+    add("array", result.array)
+    add("beside the array", result.beside)
+    add("total", result.total)
+    return Group(table, f"{result.family}, {result.tool}")
 
 
 def run_table(program: "Program | Schedule", result: "RunResult", *, most: int = 20) -> RenderableType:

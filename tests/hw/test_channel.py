@@ -38,6 +38,7 @@ def test_windows(config, op, gaps):
                 words.append(rng.integers(-high, high, config.depth))
             tokens.append(token(config, first=index == 0, last=index == len(window) - 1, pixel=pixel))
             words.append(tap)
+        window = window + high
         reduced = window.max(0) if op is LayerOp.MAX_POOL else window.sum(0)
         expected[len(tokens) - 1 + 2] = tokens[-1], reduced.tolist()  # two cycles after the last tap
     tokens += [0] * 4
@@ -47,7 +48,8 @@ def test_windows(config, op, gaps):
         "layer": [descriptor(op=op)] * len(tokens), "token": tokens,
         "word": [join(word, config.act_bits) for word in words],
     }, ["done", "result"])
-    result = [split(word, config.pool_bits, config.depth) for word in outputs["result"]]
+    result = [[value % (1 << config.pool_bits) for value in split(word, config.pool_bits, config.depth)]
+              for word in outputs["result"]]
     done = {cycle: (word, result[cycle]) for cycle, word in enumerate(outputs["done"]) if word & 1}
     assert done == expected
     # A result is kept until the next one: the output stage takes its channels one after the other.

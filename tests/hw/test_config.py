@@ -31,8 +31,8 @@ def test_shape():
     assert (config.depth, config.macs_per_cycle) == (8, 96)
     assert (config.requantize_lanes, config.column_chunks, config.word_chunks) == (4, 3, 2)
     assert (config.act_word_bits, config.weight_word_bits) == (64, 96)
-    assert config.gain_multipliers == (1, 3, 5, 7, 9, 15, 17)
-    assert config.max_gain_shift == config.acc_bits
+    assert config.gain_multipliers == (1, 3, 5, 7, 9)
+    assert (config.max_gain_shift, config.requantize_bits) == (16, 28)
 
 
 @pytest.mark.parametrize("fmt", list(FORMATS))

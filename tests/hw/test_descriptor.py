@@ -2,13 +2,15 @@
 
 import re
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nomul_hw.arithmetic import gain_multipliers
+from nomul_hw.arithmetic import act_range
 from nomul_hw.config import ArrayConfig
 from nomul_hw.descriptor import (
+    CAUSES,
     COUNTERS,
     DESCRIPTOR,
     DESCRIPTOR_WORDS,
@@ -21,6 +23,8 @@ from nomul_hw.descriptor import (
     field_table,
     pack,
     parameter_fields,
+    parameter_values,
+    shift_stages,
     target_word_bits,
     to_host_words,
     total_bits,
@@ -101,19 +105,34 @@ def test_descriptor_layout():
     assert all(field.doc for field in DESCRIPTOR)
 
 
+@pytest.mark.parametrize("act_bits, acc_bits", [(8, 12), (8, 16), (8, 24), (8, 32), (4, 32), (2, 32), (2, 12)])
 @pytest.mark.parametrize("terms", [1, 2, 3])
-def test_parameters_hold_every_gain(terms):
-    config = ArrayConfig("ternary", gain_terms=terms)
-    fields = {field.name: field for field in parameter_fields(config)}
-    assert fields["bias"] == Field("bias", 24, True, fields["bias"].doc)
-    assert 2 ** fields["shift"].bits > config.max_gain_shift
-    assert total_bits(fields.values()) == 24 + 5 + {1: 0, 2: 1 + 3, 3: 1 + 4 + 1 + 4}[terms]
-    assert [name for name in fields if name.startswith("digit")] == {
-        1: [], 2: ["digit_0_enable", "digit_0_position"],
-        3: ["digit_0_enable", "digit_0_position", "digit_0_negative", "digit_1_enable", "digit_1_position"]}[terms]
-    if terms > 1:
-        reach = 2 ** fields["digit_0_position"].bits
-        assert max(gain_multipliers(terms)).bit_length() - 1 <= reach
+def test_parameters_hold_every_gain(terms, act_bits, acc_bits):
+    config = ArrayConfig("binary", rows=4, cols=4, act_bits=act_bits, acc_bits=acc_bits, gain_terms=terms)
+    low, high = act_range(act_bits)
+    limit = 1 << acc_bits - 1
+    # What the sum must hold: the largest accumulator with its bias, times the largest multiplier, and what is added.
+    every = np.array([(bias, m, n) for bias in (limit - 1, -limit) for m in (0, *config.gain_multipliers)
+                      for n in range(config.max_gain_shift + 1)]).T
+    fields = parameter_fields(config)
+    for zero_point, code in ((0, low), (0, high), (low, low), (low, high)):
+        values = parameter_values(config, *every, zero_point=zero_point, low=code)
+        assert list(values) == [field.name for field in fields]
+        reached = every[0] * every[1] + (1 << every[2]) // 2 + (zero_point - code) * (1 << every[2])
+        assert np.abs(reached).max() < 1 << config.requantize_bits - 1
+        for index in range(0, every.shape[1], 7):
+            word = {name: int(each[index]) for name, each in values.items()}
+            assert unpack(fields, pack(fields, word)) == word
+    shifts = np.zeros_like(every[2])
+    for places, choices in shift_stages(config):
+        assert values[f"shift_{places}"].max() < choices <= 3
+        shifts += places * values[f"shift_{places}"]
+    assert np.array_equal(shifts, every[2]) and len(shift_stages(config)) <= 3
+
+
+def test_parameters_of_the_default():
+    """Sixteen channels fill sixteen block RAMs of 36 bits."""
+    assert total_bits(parameter_fields(ArrayConfig("exp4"))) == 36
 
 
 def test_target_word_bits():
@@ -130,7 +149,8 @@ def test_numbers_on_the_wire():
     assert [target.value for target in Target] == list(range(7))
     assert {op.name: op.value for op in LayerOp} == {
         "CONV": 0, "MAX_POOL": 1, "SUM_POOL": 2, "DEPTHWISE": 3, "MAX_WINDOW": 4}
-    assert list(COUNTERS) == ["total", "busy", "weight", "memory", "requantize", "drain", "control"]
+    assert list(COUNTERS) == ["total", *CAUSES]
+    assert CAUSES == ("busy", "weight", "memory", "requantize", "drain", "control")
 
 
 def test_field_table():

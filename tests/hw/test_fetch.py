@@ -265,7 +265,7 @@ def test_padding(act_bits, rows, lanes):
     expected = []
     for edge_lanes in range(1, config.depth + 1):
         for pad_low in (0, 1):
-            layer = descriptor(edge_lanes=edge_lanes, pad_low=pad_low)
+            layer = descriptor(edge_last=edge_lanes - 1, pad_low=pad_low)
             for outside, edge in [(0, 0), (0, 1), (1, 0), (1, 1), *rng.integers(0, 2, (6, 2)).tolist()]:
                 values = rng.integers(low, high, config.depth, endpoint=True)
                 values[int(rng.integers(config.depth))] = rng.choice([low, high])

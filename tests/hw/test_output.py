@@ -42,18 +42,18 @@ class Layer:
         low, high = act_range(config.act_bits)
         self.zero_point = int(rng.choice([0, low]))
         self.low, self.high = [(low, high), (low, 2), (-1, high)][int(rng.integers(3))]
-        bits = config.acc_bits - 4 if self.conv else config.pool_bits
+        bits = config.acc_bits - 4 if self.conv else config.channel_bits
         self.values = rng.integers(-200, 200, (self.blocks, self.pixels, self.group)).clip(
             -(1 << bits - 1), (1 << bits - 1) - 1)
         self.descriptor = descriptor(
             op=op, out_address=self.address, out_plane=self.plane, parameter_base=parameter_base,
-            zero_point=self.zero_point, low=self.low, high=self.high,
+            slack=(1 << config.act_bits) - 1 - (self.high - self.low), above=(self.high + 1) % (1 << config.act_bits),
         )
 
     def parameter_words(self, config: ArrayConfig) -> list[int]:
         """Parameter memory: the channels of a chunk side by side."""
         lanes = config.requantize_lanes
-        words = [parameter(config, *map(int, each))
+        words = [parameter(config, *map(int, each), zero_point=self.zero_point, low=self.low)
                  for each in zip(self.bias, self.multiplier, self.shift, strict=True)]
         bits = sum(field.bits for field in parameter_fields(config))
         return [join(words[at:at + lanes], bits) for at in range(0, len(words), lanes)]
@@ -121,7 +121,7 @@ def test_layers(config, gaps):
         conv, vector = vectors.get(at, (None, None))
         before_first = at < min(tokens)
         for name, of_array, bits, count in (("total", True, config.acc_bits, config.cols),
-                                            ("pool", False, config.pool_bits, config.depth)):
+                                            ("pool", False, config.channel_bits, config.depth)):
             value = vector if conv is of_array else rng.integers(-9, 9, count)
             inputs["totals" if of_array else "pooled"].append(join(value, bits))
             if at in tokens and tokens[at][0] is of_array:

@@ -53,27 +53,33 @@ def vectors(config: ArrayConfig, rng: np.random.Generator, count: int):
     return np.array(rows).T
 
 
+def layer(config: ArrayConfig, low: int, high: int) -> dict[str, int]:
+    """What the requantizer is told of a layer's limits."""
+    return {"slack": (1 << config.act_bits) - 1 - (high - low), "above": high + 1}
+
+
 @every_config
 def test_contract(config):
     """Every vector's code, :attr:`latency` cycles later, one vector a cycle."""
     rng = np.random.default_rng(config.acc_bits + config.gain_terms)
     smallest, largest = act_range(config.act_bits)
     dut = Requantizer(config)
-    assert dut.latency == 4
-    inputs = {name: [] for name in ("acc", "parameters", "zero_point", "low", "high")}
+    assert dut.latency == 5
+    inputs = {name: [] for name in ("acc", "parameters", "slack", "above")}
     expected = {}
-    clamps = [(0, smallest, largest), (smallest, smallest, largest), (smallest, smallest + 1, 0), (0, 1, 1)]
+    clamps = [(0, smallest, largest), (smallest, smallest, largest), (smallest, smallest + 1, 0), (0, 1, 1),
+              (smallest, largest, largest)]
     every = rng.permutation(vectors(config, rng, 200), axis=1)
-    for index, clamp in enumerate(clamps):
+    for index, (zero_point, low, high) in enumerate(clamps):
         acc, bias, multiplier, shift = every[:, index::len(clamps)]
-        codes = requantize(acc, bias, multiplier, shift, zero_point=clamp[0], low=clamp[1], high=clamp[2])
+        codes = requantize(acc, bias, multiplier, shift, zero_point=zero_point, low=low, high=high)
         expected |= dict(enumerate(codes.tolist(), start=len(inputs["acc"]) + dut.latency))
         # The layer's values stay as they are until its last code is out.
         drain = [0] * dut.latency
         inputs["acc"] += acc.tolist() + drain
-        inputs["parameters"] += [parameter(config, *row) for row in
+        inputs["parameters"] += [parameter(config, *row, zero_point=zero_point, low=low) for row in
                                  zip(bias.tolist(), multiplier.tolist(), shift.tolist(), strict=True)] + drain
-        for name, value in zip(("zero_point", "low", "high"), clamp, strict=True):
+        for name, value in layer(config, low, high).items():
             inputs[name] += [value] * (len(acc) + dut.latency)
     code = trace(dut, inputs, ["code"])["code"]
     assert {cycle: code[cycle] for cycle in expected} == expected
@@ -82,21 +88,23 @@ def test_contract(config):
 
 @every_config
 @pytest.mark.parametrize("drop", range(MAX_SKIP_DROP + 1))
-def test_residual(config, drop):
-    """The skip tensor's value comes a cycle after the accumulator, and the gain shifts by ``drop`` places less."""
-    rng = np.random.default_rng(drop)
+@pytest.mark.parametrize("relu", [False, True])
+def test_residual(config, drop, relu):
+    """The skip tensor's value comes three cycles after the accumulator; the gain shifts by ``drop`` places less."""
+    rng = np.random.default_rng([drop, relu])
     smallest, largest = act_range(config.act_bits)
+    zero_point, low, high = (smallest, smallest, largest - 2) if relu else (0, smallest, largest)
     dut = Requantizer(config)
     every = rng.permutation(vectors(config, rng, 100), axis=1)
     acc, bias, multiplier, shift = every[:, every[3] >= drop]
-    skip = rng.choice([2 * smallest + 1, smallest, -1, 0, 1, largest, -2 * smallest - 1, *range(smallest, largest)],
-                      len(acc))
+    code = rng.choice([smallest, -1, 0, 1, largest, *range(smallest, largest)], len(acc))
+    skip = code - zero_point
     # Where a residual stands against a sum of the same size: codes within the range, and ties.
     near = rng.random(len(acc)) < 0.5
     acc[near] = np.clip(-(skip[near] << shift[near] >> drop) // multiplier[near] + rng.integers(-3, 4, near.sum()),
                         -(1 << config.acc_bits - 1), (1 << config.acc_bits - 1) - 1)
     bias[near] = 0
-    expected = requantize(acc, bias, multiplier, shift, zero_point=0, low=smallest, high=largest, skip=skip,
+    expected = requantize(acc, bias, multiplier, shift, zero_point=zero_point, low=low, high=high, skip=skip,
                           drop=drop)
     length = len(acc) + dut.latency
 
@@ -104,12 +112,13 @@ def test_residual(config, drop):
         return [*map(int, values), *[0] * (length - len(values))]
 
     inputs = {
-        "acc": padded(acc), "skip": padded([0, *skip]), "drop": [drop] * length, "zero_point": [0] * length,
-        "low": [smallest] * length, "high": [largest] * length,
-        "parameters": padded([parameter(config, *map(int, row)) for row in
-                              zip(bias, multiplier, shift - drop, strict=True)])}
+        "acc": padded(acc), "skip": padded([0, 0, 0, *code]), "drop": [drop] * length,
+        "parameters": padded([parameter(config, *map(int, row), zero_point=zero_point, low=low, drop=drop,
+                                        skip_zero_point=zero_point)
+                              for row in zip(bias, multiplier, shift, strict=True)]),
+        **{name: [value] * length for name, value in layer(config, low, high).items()}}
     assert trace(dut, inputs, ["code"])["code"][dut.latency:] == expected.tolist()
-    assert {smallest, -1, 0, 1, largest} <= set(expected.tolist())
+    assert {low, zero_point, zero_point + 1, high} <= set(expected.tolist())
 
 
 @every_config

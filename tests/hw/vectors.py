@@ -5,11 +5,12 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
 from amaranth.back import rtlil
 
-from nomul_hw.arithmetic import gain_digits
+from nomul_hw.arithmetic import act_range
 from nomul_hw.config import ArrayConfig
-from nomul_hw.descriptor import DESCRIPTOR, pack, parameter_fields
+from nomul_hw.descriptor import DESCRIPTOR, pack, parameter_fields, parameter_values
 from nomul_hw.layouts import token_layout
 
 __all__ = ["MULTIPLIERS", "cells", "descriptor", "join", "parameter", "signed", "split", "token"]
@@ -52,18 +53,10 @@ def descriptor(**values: int) -> int:
     return pack(DESCRIPTOR, values)
 
 
-def parameter(config: ArrayConfig, bias: int, multiplier: int, shift: int) -> int:
-    """Pack a channel's bias and gain."""
-    lead, digits = gain_digits(multiplier, config.gain_terms)
-    values: dict[str, int] = {"bias": bias, "shift": shift}
-    if lead < 0:
-        values["lead_negative"] = 1
-    # The last digit is never negative and has no sign: fewer digits than there is room for stand at the end.
-    free = config.gain_terms - 1 - len(digits)
-    for index, (sign, position) in enumerate(digits, start=free):
-        values |= {f"digit_{index}_enable": 1, f"digit_{index}_position": position - 1}
-        if sign < 0:
-            values[f"digit_{index}_negative"] = 1
-    return pack(parameter_fields(config), values)
-
-
+def parameter(config: ArrayConfig, bias: int, multiplier: int, shift: int, *, zero_point: int = 0,
+              low: int | None = None, drop: int = 0, skip_zero_point: int = 0) -> int:
+    """Pack a channel's bias and gain, for a layer of these codes."""
+    low = act_range(config.act_bits)[0] if low is None else low
+    values = parameter_values(config, *(np.array([each]) for each in (bias, multiplier, shift)),
+                              zero_point=zero_point, low=low, drop=drop, skip_zero_point=skip_zero_point)
+    return pack(parameter_fields(config), {name: int(each[0]) for name, each in values.items()})

@@ -102,7 +102,7 @@ def test_refuses_gains_beyond_the_array() -> None:
         "layer 'conv': its gains have more than the array's gain_terms = 1 signed digits: quantize with gain_terms=1"))
     node = replace(graph.nodes[0], shift=np.full(6, 17, dtype=np.int64))
     refuses(replace(graph, nodes=(node,)), ArrayConfig("ternary", acc_bits=16), re.escape(
-        "layer 'conv': a gain shifts by 17, the array by at most 16 (its acc_bits)"))
+        "layer 'conv': a gain shifts by 17, the array by at most 8 (its acc_bits less its act_bits)"))
 
 
 @pytest.mark.parametrize(("memory", "message"), [
@@ -156,9 +156,9 @@ def test_sums_may_leave_an_accumulator_on_their_way(array: str, sign: int) -> No
     least, most = -128 * positive + 127 * negative, 127 * positive - 128 * negative
     largest, smallest = (np.where(weights > 0, *ends)[0] for ends in ((127, -128), (-128, 127)))
     for bias, worst in (((1 << 17) - 1 - most, largest), (-(1 << 17) - least, smallest)):
-        # A gain that leaves the top 8 bits, so that a wrong sign could not go unnoticed.
+        # A gain that leaves the top bits, so that a wrong sign could not go unnoticed.
         node = Conv("conv", "x", "y", (1, 2), (1, 1), (0, 0, 0, 0), (1, 1), np.full(1, bias), np.ones(1, np.int64),
-                    np.full(1, 10), -128, 127, weights=weights, format=fmt)
+                    np.full(1, 9), -128, 127, weights=weights, format=fmt)
         graph = Graph(get_format(array), 8, 2, (Tensor("x", 3, 1, 2, 0, 0), Tensor("y", 1, 1, 1, 0, 0)), (node,),
                       "x", "y", (1,))
         config = ArrayConfig(array, rows=1, cols=1, acc_bits=18, pe="multiplier" if array == "int8" else "shift")

@@ -355,7 +355,7 @@ class Geometry:
         values = {
             "op": int(op),
             "hold": hold_cycles(config, op, layer.taps),
-            "edge_lanes": edge,
+            "edge_last": edge - 1,
             "in_width": self.source.width,
             "in_height": self.source.height,
             "x_start": -layer.padding[1] if x_start is None else x_start,

@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
+from nomul_hw.arithmetic import act_range
 from nomul_hw.config import ArrayConfig
 from nomul_hw.descriptor import DESCRIPTOR, DESCRIPTOR_WORDS, HOST_BITS, LayerOp, pack, to_host_words
 
@@ -45,10 +46,10 @@ def compile_graph(graph: Graph, config: ArrayConfig) -> Program:
     pairs = {layer.node: bool(layer.values.get("pair")) for layer in plan.layers}
     for node, geometry in zip(whole.computing, plan.geometries, strict=True):
         tiles = _tiles(node, geometry, whole.tensor(node.input).zero_point, pair=pairs[node.name])
+        check_sums(node, config, tiles.correction)
         weight_words.append(tiles.words)
         parameter_words.append(pack_parameters(
-            node, tiles.correction, whole.skip_drop(node), geometry.writes.positions,
-            geometry.parameter_words * config.requantize_lanes, config))
+            whole, node, tiles.correction, geometry.writes.positions, geometry.parameter_words * config.requantize_lanes, config))
         numbers[node.name] = _numbers(whole, node, tiles)
     layers = tuple(Layer(owners.get(layer.owner, layer.owner), {**layer.values, **numbers[layer.node]}, layer.macs,
                          layer.weights) for layer in plan.layers)
@@ -75,7 +76,7 @@ def check_graph(graph: Graph, config: ArrayConfig) -> None:
                                f"{config.gain_terms} signed digits: quantize with gain_terms={config.gain_terms}")
         if node.shift.max() > config.max_gain_shift:
             raise CompileError(f"layer {node.name!r}: a gain shifts by {node.shift.max()}, the array by at most "
-                               f"{config.max_gain_shift} (its acc_bits)")
+                               f"{config.max_gain_shift} (its acc_bits less its act_bits)")
         check_sums(node, config)
 
 
@@ -112,7 +113,10 @@ def with_known_gaps(graph: Graph, config: ArrayConfig) -> tuple[Graph, Mapping[s
 def _tiles(node: Node, geometry: Geometry, zero_point: int, *, pair: bool) -> Tiles:
     """A node's weights, if it has any; ``zero_point`` is that of its input."""
     if not isinstance(node, Conv):
-        return Tiles(np.zeros((0, 1), dtype=np.uint32), np.zeros(len(node.bias), dtype=np.int64), 0)
+        # The channel unit counts from the smallest code.
+        taps = {LayerOp.MAX_POOL: 1, LayerOp.SUM_POOL: node.kernel[0] * node.kernel[1]}.get(geometry.op, 0)
+        correction = np.full(len(node.bias), taps * act_range(geometry.config.act_bits)[0], dtype=np.int64)
+        return Tiles(np.zeros((0, 1), dtype=np.uint32), correction, 0)
     if geometry.op is LayerOp.DEPTHWISE:
         return depthwise_tiles(node, geometry.writes, zero_point, pair=pair, config=geometry.config)
     return conv_tiles(node, geometry, zero_point)
@@ -122,13 +126,12 @@ def _numbers(graph: Graph, node: Node, tiles: Tiles) -> dict[str, int]:
     """Descriptor values that do not follow from shapes."""
     values = {
         "pad_low": int((isinstance(node, Pool) and node.kind == "max") or graph.tensor(node.input).zero_point != 0),
-        "zero_point": graph.tensor(node.output).zero_point,
-        "low": node.low,
-        "high": node.high,
+        "slack": (1 << graph.act_bits) - 1 - (node.high - node.low),
+        "above": (node.high + 1) % (1 << graph.act_bits),
         "shifts": tiles.shifts,
     }
     if node.skip is not None:
-        values |= {"skip_low": int(graph.tensor(node.skip).zero_point != 0), "skip_drop": graph.skip_drop(node)}
+        values["skip_drop"] = graph.skip_drop(node)
     return values
 
 

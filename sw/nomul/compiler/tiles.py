@@ -1,10 +1,11 @@
 """Tiles: a layer's weights as the array and the window unit take them, and the proof that its sums are right.
 
-**No sum overflows.** Accumulators, the shifts between planes and the addition of the bias are exact modulo
-``2**acc_bits``: each is an addition, or a multiplication by a power of two, whose upper bits are dropped. So it does
-not matter what a sum holds on its way, or whether the bias fits: if the number that the requantizer takes, the sum of
-all products and the bias, lies within ``acc_bits`` bits, then it is right. What the array and the window unit hand to
-the accumulators is as wide as it needs to be (:meth:`nomul_hw.config.ArrayConfig.sum_bits`).
+**No sum overflows.** Accumulators and the shifts between planes are exact modulo ``2**acc_bits``: each is an
+addition, or a multiplication by a power of two, whose upper bits are dropped. So it does not matter what a sum holds
+on its way: if the number that the requantizer takes, the raw sum of all products, lies within ``acc_bits`` bits, then
+it is right. So is what becomes of it, if the sum with its bias lies within ``acc_bits`` bits too
+(:attr:`nomul_hw.config.ArrayConfig.requantize_bits`); the bias itself need not. What the array and the window unit
+hand to the accumulators is as wide as it needs to be (:meth:`nomul_hw.config.ArrayConfig.sum_bits`).
 """
 
 from typing import NamedTuple
@@ -45,8 +46,13 @@ class Tiles(NamedTuple):
     shifts: int
 
 
-def check_sums(node: Node, config: ArrayConfig) -> None:
-    """Prove that a sum and its bias fit an accumulator, for any input.
+def check_sums(node: Node, config: ArrayConfig, correction: Int64Array | None = None) -> None:
+    """Prove that a sum with its bias fits an accumulator, and a raw sum too if it is known, for any input.
+
+    Parameters
+    ----------
+    correction : int64 array, shape (out_channels,), optional
+        What the raw sums lack: see :class:`Tiles`.
 
     Raises
     ------
@@ -63,7 +69,8 @@ def check_sums(node: Node, config: ArrayConfig) -> None:
         assert isinstance(node, Pool)
         taps = node.kernel[0] * node.kernel[1] if node.kind == "sum" else 1
         least, most = np.full_like(node.bias, low * taps), np.full_like(node.bias, high * taps)
-    reached = int((least + node.bias).min()), int((most + node.bias).max())
+    added = [node.bias] if correction is None else [node.bias, -correction]
+    reached = int(min((least + each).min() for each in added)), int(max((most + each).max() for each in added))
     needed = 1 + max((value if value >= 0 else ~value).bit_length() for value in reached)
     if needed > config.acc_bits:
         raise CompileError(f"layer {node.name!r}: a sum could reach {reached[0]}..{reached[1]} with its bias, more "

@@ -8,7 +8,7 @@ from typing import Literal, get_args
 import numpy as np
 
 from nomul.frontend import FloatConv
-from nomul_hw.arithmetic import gain_multipliers
+from nomul_hw.arithmetic import gain_multipliers, max_gain_shift
 from nomul_hw.formats import WeightFormat, get_format
 
 __all__ = ["Method", "QuantizeConfig", "QuantizeError"]
@@ -33,7 +33,7 @@ class QuantizeConfig:
     gain_terms : int
         Signed digits of the requantization gains: 1, 2 or 3.
     acc_bits : int
-        Width of the accumulators: no sum may need more, no gain shifts further.
+        Width of the accumulators: no sum may need more, and gains shift no further than suits it.
     method : str
         ``"gptq"`` chooses the weights of an output channel together, each making up for the errors of those before
         it; ``"nearest"`` rounds each weight on its own.
@@ -82,7 +82,7 @@ class QuantizeConfig:
     @property
     def max_gain_shift(self) -> int:
         """Largest right shift of a gain."""
-        return self.acc_bits
+        return max_gain_shift(self.acc_bits, self.act_bits)
 
 
 def passes_on(layer: FloatConv) -> bool:

@@ -1,0 +1,239 @@
+"""Synthesis: what an accelerator costs in a chip's logic cells, module by module of the machine.
+
+Yosys reads the generated Verilog and maps it to the cells of a family. The modules right below the top stay apart, so
+that every cell belongs to one of them; what lies inside such a module is synthesized as a whole. What remains at the
+top are the multiplexers between the modules and the registers of tokens on their way.
+"""
+
+import json
+import re
+import subprocess
+import tempfile
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from .lint import find_yosys
+
+__all__ = ["FAMILIES", "Cost", "Family", "Synthesis", "SynthesisError", "synthesize", "yosys_version"]
+
+#: Row of what belongs to no module.
+BETWEEN = "between"
+
+
+class SynthesisError(RuntimeError):
+    """Yosys is not installed, or does not accept a netlist; the message is Yosys' own."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What something occupies.
+
+    Attributes
+    ----------
+    lut : int
+        LUTs, with those that carry chains and small memories are made of.
+    carry : int
+        Those of carry chains among them: a bit each.
+    ff : int
+        Flip-flops.
+    bram : int
+        Block RAMs.
+    dsp : int
+        Multipliers.
+    """
+
+    lut: int = 0
+    carry: int = 0
+    ff: int = 0
+    bram: int = 0
+    dsp: int = 0
+
+    def __add__(self, other: "Cost") -> "Cost":
+        return Cost(**{name: value + getattr(other, name) for name, value in asdict(self).items()})
+
+    def __mul__(self, count: int) -> "Cost":
+        return Cost(**{name: value * count for name, value in asdict(self).items()})
+
+
+@dataclass(frozen=True)
+class Family:
+    """A family of chips.
+
+    Attributes
+    ----------
+    synthesis : str
+        Yosys' command, less the name of the top module.
+    cells : mapping of str to Cost
+        What each cell of the result occupies.
+    """
+
+    synthesis: str
+    cells: Mapping[str, Cost]
+
+
+#: Families that can be synthesized for.
+FAMILIES: Mapping[str, Family] = {
+    "ecp5": Family(
+        # Without wide multiplexers everything is a LUT of four inputs and counts the same. No part of the machine reads
+        # a word of a memory in the cycle in which it is written.
+        "synth_ecp5 -noflatten -nowidelut -no-rw-check",
+        {
+            "LUT4": Cost(lut=1),
+            "CCU2C": Cost(lut=2, carry=2),
+            "TRELLIS_DPR16X4": Cost(lut=6),  # four hold the words, two are lost to the write port
+            "TRELLIS_FF": Cost(ff=1),
+            "DP16KD": Cost(bram=1),
+            "MULT18X18D": Cost(dsp=1),
+            "ALU54B": Cost(dsp=1),
+        },
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Synthesis:
+    """What a design occupies.
+
+    Attributes
+    ----------
+    family : str
+        One of :data:`FAMILIES`.
+    tool : str
+        Yosys and its version.
+    command : str
+        What was run, without the program's path and the name of the file.
+    modules : mapping of str to Cost
+        Cost of every instance below the top, largest first; ``"between"`` is the rest.
+    """
+
+    family: str
+    tool: str
+    command: str
+    modules: Mapping[str, Cost]
+
+    @property
+    def total(self) -> Cost:
+        """All modules together."""
+        return sum(self.modules.values(), Cost())
+
+    @property
+    def array(self) -> Cost:
+        """The processing elements and what feeds them."""
+        return self.modules.get("array", Cost())
+
+    @property
+    def beside(self) -> Cost:
+        """Everything but the array."""
+        return sum((cost for name, cost in self.modules.items() if name != "array"), Cost())
+
+    @property
+    def overhead(self) -> float:
+        """LUTs beside the array, over the array's; infinite without an array."""
+        return self.beside.lut / self.array.lut if self.array.lut else float("inf")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data."""
+        return {
+            "family": self.family, "tool": self.tool, "command": self.command,
+            "modules": {name: asdict(cost) for name, cost in self.modules.items()},
+            "total": asdict(self.total), "array": asdict(self.array), "beside": asdict(self.beside),
+            "overhead": self.overhead,
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> "Synthesis":
+        """Undo :meth:`to_dict`."""
+        return cls(data["family"], data["tool"], data["command"],
+                   {name: Cost(**cost) for name, cost in data["modules"].items()})
+
+
+def yosys_version() -> str:
+    """Name the Yosys that :func:`synthesize` runs.
+
+    Raises
+    ------
+    SynthesisError
+        If there is none.
+    """
+    found = find_yosys()
+    if found is None:
+        raise SynthesisError("synthesis needs Yosys, which is not installed: pip install 'nomul[synth]'")
+    return found.version
+
+
+def synthesize(verilog: str, top: str, family: str = "ecp5") -> Synthesis:
+    """Synthesize a design and count its cells.
+
+    Parameters
+    ----------
+    verilog : str
+        Content of one self-contained file, as :func:`nomul_hw.verilog.to_verilog` makes it.
+    top : str
+        Its top module.
+    family : str
+        One of :data:`FAMILIES`.
+
+    Raises
+    ------
+    SynthesisError
+        If Yosys is missing or fails, or leaves a cell whose cost is unknown.
+    ValueError
+        If there is no such family.
+    """
+    if family not in FAMILIES:
+        raise ValueError(f"family must be one of {', '.join(FAMILIES)}, not {family!r}")
+    version, chips = yosys_version(), FAMILIES[family]
+    instances = _instances(verilog, top)
+    kept = " ".join(sorted(set(instances.values())))
+    passes = [
+        f"hierarchy -check -top {top}",
+        *([f"setattr -mod -set keep_hierarchy 1 {kept}"] if kept else []),
+        # ABC's results come back under the wires' names: those of a structure's members clash with the structure's.
+        "rename -hide w:*", "flatten", "rename -hide w:*",
+        f"{chips.synthesis} -top {top}",
+    ]
+    counted = _run([*passes, "tee -q -o cells.json stat -json"], verilog)
+    modules = {name: _cost(counted[module], chips, set(instances.values())) for name, module in instances.items()}
+    modules[BETWEEN] = _cost(counted[top], chips, set(instances.values()))
+    ordered = dict(sorted(modules.items(), key=lambda item: item[1].lut, reverse=True))
+    return Synthesis(family, version, "; ".join(passes), ordered)
+
+
+def _instances(verilog: str, top: str) -> dict[str, str]:
+    """Modules that the top module instantiates, by the instance's name."""
+    modules = set(re.findall(r"^module (\w+)", verilog, re.MULTILINE))
+    body = re.search(rf"^module {top}\b.*?^endmodule", verilog, re.MULTILINE | re.DOTALL)
+    if body is None:
+        raise SynthesisError(f"there is no module {top!r}")
+    found = re.findall(r"^  (\w+) (\w+) \($", body[0], re.MULTILINE)
+    return {name: module for module, name in found if module in modules}
+
+
+def _run(passes: Sequence[str], verilog: str) -> dict[str, Counter[str]]:
+    """Let Yosys run passes on a design; returns how often each cell occurs in each module, submodules apart."""
+    found = find_yosys()
+    assert found is not None
+    with tempfile.TemporaryDirectory(prefix="nomul-synth-") as folder:
+        (Path(folder) / "design.v").write_text(verilog, encoding="utf-8")
+        done = subprocess.run([*found.program, "-p", ";".join(["read_verilog design.v", *passes])], cwd=folder,
+                              capture_output=True, text=True, errors="replace", check=False)
+        counts = Path(folder) / "cells.json"
+        if done.returncode or not counts.exists():
+            lines = [line for line in (done.stdout + done.stderr).splitlines() if "ERROR" in line]
+            raise SynthesisError(lines[-1] if lines else f"Yosys ended with status {done.returncode}")
+        stat = json.loads(counts.read_text(encoding="utf-8"))
+    return {name.removeprefix("\\"): Counter(module["num_cells_by_type"]) for name, module in stat["modules"].items()}
+
+
+def _cost(cells: Counter[str], family: Family, modules: set[str]) -> Cost:
+    """Cost of a module's own cells."""
+    total = Cost()
+    for cell, count in cells.items():
+        if cell in family.cells:
+            total += family.cells[cell] * count
+        elif not cell.startswith("$") and cell not in modules:
+            raise SynthesisError(f"what a cell {cell} costs is unknown")
+    return total
