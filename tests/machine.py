@@ -284,14 +284,13 @@ class Machine:
             here = slice(part * lanes, (part + 1) * lanes)
             offset, multiplier, shift = self._parameters(layer["parameter_base"] + chunk)
             total = signed(signed(sums[:, at:at + lanes], config.acc_bits) * multiplier + offset,
-                           config.requantize_bits) >> shift
+                           config.requantize_bits)
             if layer["skip"]:
                 others = self.banks[1 - layer["in_bank"]]
                 added = others[(address + layer["skip_address"]) % (1 << ADDRESS_BITS) % len(others), here]
-                total = total + added
-            total -= 1 << config.act_bits - 1
+                total += (added - (1 << config.act_bits - 1)) << shift - layer["skip_drop"]
             top = (1 << config.act_bits) - 1
-            codes = np.clip(total >> layer["skip_drop"], 0, top - layer["slack"]) + layer["slack"]
+            codes = np.clip(total >> shift, 0, top - layer["slack"]) + layer["slack"]
             bank[address, here] = signed(codes - top + layer["above"] - 1, config.act_bits)
             self._wrote[address] = True
             chunk += 1
@@ -303,19 +302,21 @@ class Machine:
         word = sum(int(each) << HOST_BITS * index for index, each in enumerate(words))
         fields = parameter_fields(config)
         bits = sum(field.bits for field in fields)
-        pairs = gain_positions(config.gain_terms)
+        positions = gain_positions(config.gain_terms)
         records = []
         for lane in range(config.requantize_lanes):
             values = unpack(fields, word >> bits * lane)
             lead = -1 if values["lead_negative"] else 1
-            multiplier = 0
-            for digit, places in enumerate(pairs):
-                sign = 1 if digit == len(pairs) - 1 else -lead if values[f"digit_{digit}_inverted"] else lead
+            multiplier, inverted = 0, 0
+            for digit, places in enumerate(positions):
+                opposite = lead < 0 if digit == len(positions) - 1 else values[f"digit_{digit}_inverted"]
+                sign = -lead if opposite else lead
                 multiplier += sign * sum(1 << place for place in places if not values[f"digit_{digit}_not_at_{place}"])
+                inverted += opposite << places[0]
             if lead > 0 or multiplier:
                 multiplier += lead
-            # A negative lead inverts the sum: that makes it one more.
-            offset = values["offset"] + (multiplier if lead < 0 else 0)
+            # To invert makes one less than the negative: of the sum, and again of each digit, at its first position.
+            offset = values["offset"] + (multiplier if lead < 0 else 0) - inverted
             shift = sum(values[f"shift_{places}"] * places for places, _ in shift_stages(config))
             records.append((offset, multiplier, shift))
         return tuple(np.array(column, dtype=np.int64) for column in zip(*records, strict=True))

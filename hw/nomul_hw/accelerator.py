@@ -120,13 +120,13 @@ class Accelerator(wiring.Component):
             array.load.eq(loader.load[:config.rows]),
         ]
         if config.weights == "stream":
-            m.submodules.weights = weights = SyncFIFOBuffered(
+            m.submodules.weight_queue = weights = SyncFIFOBuffered(
                 width=config.weight_word_bits, depth=config.memory.weights)
             wiring.connect(m, wiring.flipped(self.weights), weights.w_stream)
             wiring.connect(m, weights.r_stream, loader.words)
             m.d.comb += self.busy.eq(sequencer.busy)
         else:
-            m.submodules.weights = weights = BlockRAM(
+            m.submodules.weight_memory = weights = BlockRAM(
                 width=config.weight_word_bits, depth=config.memory.weights, table=tables.get(Target.WEIGHT))
             m.d.comb += [
                 weights.read_address.eq(loader.address),

@@ -29,7 +29,7 @@ Int64Array = npt.NDArray[np.int64]
 
 
 #: Largest difference of exponents in a residual addition.
-MAX_SKIP_DROP = 1
+MAX_SKIP_DROP = 3
 
 
 @dataclass(frozen=True, order=True)
@@ -84,12 +84,11 @@ def requantize(
     return np.clip(rounded + zero_point, low, high)
 
 
-def gain_positions(terms: int) -> tuple[tuple[int, int], ...]:
-    """Where each digit beyond the leading one may stand: (2, 3) for the second, (4, 5) for the third.
+def gain_positions(terms: int) -> tuple[tuple[int, ...], ...]:
+    """Where each digit beyond the leading one may stand: (2, 3, 4) for one, (2, 3) and (4, 5, 6) for two of them.
 
-    The widest hole of the two-digit lattice (1.25 to 1.5) is the same however far its digit reaches; a gain rounded
-    to it is 27.5 dB from the one that was wanted (28.4 dB if the digit may also stand at 1 and 4), and two positions
-    are what the requantizer can choose from at no more cost than none.
+    The widest hole of the two-digit lattice (1.25 to 1.5) is the same however far its digit reaches, and three
+    positions are what the requantizer can choose from at no more cost than none.
 
     Raises
     ------
@@ -98,14 +97,15 @@ def gain_positions(terms: int) -> tuple[tuple[int, int], ...]:
     """
     if terms not in (1, 2, 3):
         raise ValueError(f"Number of gain terms must be 1, 2 or 3, not {terms!r}")
-    return tuple((2 * digit + 2, 2 * digit + 3) for digit in range(terms - 1))
+    last = terms - 2
+    return tuple(tuple(range(2 * digit + 2, 2 * digit + 4 + (digit == last))) for digit in range(terms - 1))
 
 
 @cache
 def _gain_forms(terms: int) -> dict[int, tuple[int, tuple[tuple[int, int], ...]]]:
     """Each multiplier as :func:`gain_digits` gives it; of several forms one with the fewest digits."""
     forms: dict[int, tuple[int, tuple[tuple[int, int], ...]]] = {}
-    for places in product(*((None, *pair) for pair in gain_positions(terms))):
+    for places in product(*((None, *choices) for choices in gain_positions(terms))):
         used = [place for place in places if place is not None]
         for lead, *signs in product((1, -1), repeat=len(used) + 1):
             digits = tuple(zip(signs, used, strict=True))
@@ -123,7 +123,7 @@ def gain_digits(multiplier: int, terms: int) -> tuple[int, tuple[tuple[int, int]
     lead : int
         +1 or -1, the digit at position 0.
     digits : tuple of (sign, position)
-        At most one for each pair of :func:`gain_positions`, ascending; the last one is positive.
+        At most one for each digit of :func:`gain_positions`, ascending; the last one is positive.
 
     Raises
     ------
@@ -138,7 +138,8 @@ def gain_digits(multiplier: int, terms: int) -> tuple[int, tuple[tuple[int, int]
 def gain_multipliers(terms: int) -> tuple[int, ...]:
     """All odd multipliers of at most ``terms`` signed binary digits at :func:`gain_positions`, ascending.
 
-    ``terms = 1`` gives (1,); ``terms = 2`` gives (1, 3, 5, 7, 9); ``terms = 3`` the odd numbers up to 41.
+    ``terms = 1`` gives (1,); ``terms = 2`` gives (1, 3, 5, 7, 9, 15, 17); ``terms = 3`` the odd numbers up to 41 and
+    from 55 to 73.
     """
     return tuple(_gain_forms(terms))
 

@@ -14,8 +14,9 @@ __all__ = ["ChannelUnit"]
 class ChannelUnit(wiring.Component):
     """Reduces the taps of a window, one activation word (``rows * lanes`` channels) per cycle.
 
-    Taps count from the smallest code, so that all are positive; what a result is too much, that code times the number
-    of taps in a sum, is taken away with the bias. The latency from a window's last tap to its result is two cycles; a result is kept until the next one.
+    Taps count from the smallest code, so that none is negative. By what a result is too large, that code times the
+    number of taps in a sum, the bias is less. The latency from a window's last tap to its result is two cycles; a
+    result is kept until the next one.
 
     Parameters
     ----------

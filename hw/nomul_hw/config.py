@@ -32,7 +32,7 @@ WINDOW = 3
 MAX_LINES = 1 << 11
 
 #: Version of everything that a program depends on beyond the configuration: descriptor layout, host protocol, timing.
-MACHINE_VERSION = 2
+MACHINE_VERSION = 3
 
 
 class ConfigError(ValueError):
@@ -105,6 +105,10 @@ class ArrayConfig:
         Width of an accumulator.
     gain_terms : int
         Signed binary digits of a requantization gain: 1 (a shift), 2 or 3.
+    requantize_lanes : int
+        Channels that are requantized and written per cycle: a common divisor of ``rows * lanes`` and ``cols``; 0 is the
+        greatest. With fewer there is less logic beside the array, and every output pixel takes as many
+        cycles as its channels need.
     plane_shift : int, optional
         Places by which the accumulators can shift left between the planes of weights that the format cannot hold
         (:mod:`nomul_hw.planes`); 0 saves the shifter. None is what suits the format.
@@ -128,6 +132,7 @@ class ArrayConfig:
     act_bits: int = 8
     acc_bits: int = 24
     gain_terms: int = 2
+    requantize_lanes: int = 0
     plane_shift: int | None = None
     weights: str = "memory"
     memory: MemoryConfig = field(default_factory=MemoryConfig)
@@ -150,6 +155,13 @@ class ArrayConfig:
         _integer("array.act_bits", self.act_bits, 2, 8)
         _integer("array.acc_bits", self.acc_bits, 12, 32)
         _integer("array.gain_terms", self.gain_terms, 1, 3)
+        most = gcd(self.depth, self.cols)
+        _integer("array.requantize_lanes", self.requantize_lanes, 0, 256)
+        if self.requantize_lanes == 0:
+            object.__setattr__(self, "requantize_lanes", most)
+        if most % self.requantize_lanes:
+            raise ConfigError(f"array.requantize_lanes must divide rows * lanes = {self.depth} and cols = {self.cols}, "
+                              f"which {self.requantize_lanes} does not: {_divisors(most)} would do")
         if self.plane_shift is None:
             object.__setattr__(self, "plane_shift", natural_shift(self.format))
         _integer("array.plane_shift", self.plane_shift, 0, 8)
@@ -202,11 +214,6 @@ class ArrayConfig:
     def product(self) -> ProductForm:
         """How a processing element forms its products."""
         return ProductForm(self.format, self.pe)
-
-    @cached_property
-    def requantize_lanes(self) -> int:
-        """Channels requantized and written per cycle: whole parts of an activation word and of an output vector."""
-        return gcd(self.depth, self.cols)
 
     @cached_property
     def column_chunks(self) -> int:
@@ -319,6 +326,10 @@ class ArrayConfig:
     def identity(self) -> int:
         """The 32 bits of the hash that the device's identity register holds."""
         return int(self.hash[:8], 16)
+
+
+def _divisors(number: int) -> str:
+    return ", ".join(str(divisor) for divisor in range(1, number + 1) if number % divisor == 0)
 
 
 def _parse_format(value: object) -> WeightFormat:

@@ -120,7 +120,7 @@ DESCRIPTOR: Sequence[Field] = (
     Field("out_bank", 1, False, "bank of the output tensor"),
     Field("pad_low", 1, False, "padding reads as the smallest code, not as 0"),
     Field("skip", 1, False, "a tensor of the other bank than the input's is added before rounding"),
-    Field("skip_drop", 2, False, "exponent of the output less that tensor's; shifts of the gains are less by as much"),
+    Field("skip_drop", 2, False, "exponent of the output less that tensor's"),
     Field("pair", 1, False, "a window moves by two columns, which are read at once"),
     Field("stride_columns", 1, False, "every second position of a row completes a window, not every one"),
     Field("stride_rows", 1, False, "every second row completes windows, not every one"),
@@ -176,45 +176,47 @@ def parameter_fields(config: ArrayConfig) -> Sequence[Field]:
                for places, choices in shift_stages(config)]
     fields.append(Field("lead_negative", 1, False, "the multiplier's digit at position 0 is -1, not +1; without any "
                                                    "other digit it is 0"))
-    pairs = gain_positions(config.gain_terms)
-    for digit, places in enumerate(pairs):
+    positions = gain_positions(config.gain_terms)
+    for digit, places in enumerate(positions):
         fields += [Field(f"digit_{digit}_not_at_{place}", 1, False, f"the multiplier has no digit at position {place}")
                    for place in places]
-        if digit < len(pairs) - 1:  # the last digit is positive
+        if digit < len(positions) - 1:  # the last digit is positive
             fields.append(Field(f"digit_{digit}_inverted", 1, False, "its sign is not that of the digit at position 0"))
     return tuple(fields)
 
 
 def parameter_values(
     config: ArrayConfig, bias: Int64Array, multiplier: Int64Array, shift: Int64Array, *,
-    zero_point: int, low: int, drop: int = 0, skip_zero_point: int = 0,
+    zero_point: int, low: int, skip_zero_point: int | None = None, drop: int = 0,
 ) -> dict[str, Int64Array]:
     """Make the parameters of output channels: what a requantizer must know to do as the contract says.
 
-    A requantizer computes ``((acc * multiplier + offset) >> (shift - drop)) + skip - 2**(act_bits - 1)) >> drop`` and
-    then clamps, with the lowest allowed code as 0. All that the contract adds is in the offset: the bias times the
+    A requantizer computes ``(acc * multiplier + offset >> shift)``, or, if a skip tensor's code is added,
+    ``(acc * multiplier + offset >> shift - drop) + skip - 2**(act_bits - 1) >> drop``, and then clamps, with the lowest
+    allowed code as 0. All that the contract adds is in the offset: the bias times the
     multiplier, half of the last place, the zero points; and what is taken away again, so that nothing that may end in
-    the range of codes is negative in between. The offset is kept modulo its width, and so is the sum, which fits if the accumulator
-    does and the accumulator with its bias.
+    the range of codes is negative in between. The offset is kept modulo its width, and so is the sum, which is right
+    if the accumulator is, and the accumulator with its bias.
 
     Parameters
     ----------
     bias, multiplier, shift : int64 arrays, shape (n,)
         Of the channels, as in :func:`nomul_hw.arithmetic.requantize`; a multiplier of 0 makes a channel constant.
-    zero_point, low, drop, skip_zero_point : int
-        Of the layer: of its output, lower clamp, of the tensor that is added.
+    zero_point, low, skip_zero_point, drop : int
+        Of the layer: of its output, its lower clamp, and of the tensor that is added, if there is one.
 
     Returns
     -------
     dict
         Each field of :func:`parameter_fields`, int64 of (n,).
     """
-    pairs = gain_positions(config.gain_terms)
+    positions = gain_positions(config.gain_terms)
     values = {field.name: np.zeros(len(bias), dtype=np.int64) for field in parameter_fields(config)}
     offset = bias * multiplier + ((1 << shift) >> 1) + ((zero_point - low) << shift)
-    offset += ((1 << config.act_bits - 1) - skip_zero_point) << (shift - drop)
+    if skip_zero_point is not None:
+        offset += ((1 << config.act_bits - 1) - skip_zero_point) << (shift - drop)
     for places, choices in shift_stages(config):
-        values[f"shift_{places}"] = (shift - drop) // places % choices
+        values[f"shift_{places}"] = shift // places % choices
     for each in np.unique(multiplier):
         where = multiplier == each
         lead, digits = gain_digits(int(each), config.gain_terms) if each else (-1, ())
@@ -223,11 +225,11 @@ def parameter_values(
             values["lead_negative"][where] = 1
             offset[where] -= each
         signs = {place: sign for sign, place in digits}
-        for digit, places in enumerate(pairs):
+        for digit, places in enumerate(positions):
             for place in places:
                 values[f"digit_{digit}_not_at_{place}"][where] = place not in signs
             inverted = lead < 0
-            if digit < len(pairs) - 1:
+            if digit < len(positions) - 1:
                 inverted = any(signs.get(place, lead) != lead for place in places)
                 values[f"digit_{digit}_inverted"][where] = inverted
             # What it inverts again, from the first position on, is that much less than its negative.

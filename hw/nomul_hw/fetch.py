@@ -94,7 +94,7 @@ class AddressGenerator(wiring.Component):
             m.d.comb += is_window.eq((layer.op == LayerOp.DEPTHWISE) | (layer.op == LayerOp.MAX_WINDOW))
         # A loop's index is at its start from power-up on, and whenever it was at its end before.
         at_start, at_end = Signal(LOOPS, init=-1), Signal(LOOPS)
-        single = Signal(LOOPS)
+        single = Signal(LOOPS)  # loops of one iteration
         # Loops 0 and 1 run over pixels in a convolution, over taps in a pool; 2, 3 (and 4, 5) the other way round.
         # In a window layer 2 and 3 run over the input: its last word of a window is the one at the right place.
         shifts = Signal()
@@ -161,17 +161,22 @@ class AddressGenerator(wiring.Component):
         m.d.comb += steps.eq(token.valid.replicate(LOOPS) & ~at_end & Cat(
             at_end[:level].all() if level else Const(1, 1) for level in range(LOOPS)))
         for level in range(LOOPS):
-            following = Signal(12, name=f"following_{level}")
-            m.d.comb += following.eq(counts[level] + 1)
-            wraps = Signal(name=f"wraps_{level}")
-            m.d.comb += wraps.eq(token.valid & at_end[:level + 1].all())
+            following, wraps = Signal(12, name=f"following_{level}"), Signal(name=f"wraps_{level}")
+            m.d.comb += [
+                following.eq(counts[level] + 1),
+                wraps.eq(token.valid & at_end[:level + 1].all()),
+            ]
             with m.If(steps[level]):
-                m.d.sync += [counts[level].eq(following), at_start[level].eq(0), at_end[level].eq(following == layer[f"count_{level}"])]
+                m.d.sync += [
+                    counts[level].eq(following),
+                    at_start[level].eq(0),
+                    at_end[level].eq(following == layer[f"count_{level}"]),
+                ]
             with m.If(wraps):
                 m.d.sync += [counts[level].eq(0), at_start[level].eq(1), at_end[level].eq(single[level])]
             with m.If(self.start):
-                m.d.sync += at_end[level].eq(self.upcoming[f"count_{level}"] == 0)
-                m.d.sync += single[level].eq(self.upcoming[f"count_{level}"] == 0)
+                once = self.upcoming[f"count_{level}"] == 0
+                m.d.sync += [at_end[level].eq(once), single[level].eq(once)]
         places = [(self.address, "step", self.upcoming.in_address), (x, "x_step", self.upcoming.x_start),
                   (y, "y_step", self.upcoming.y_start)]
         for place, step, first in places:
@@ -228,7 +233,8 @@ class Padding(wiring.Component):
         m.d.sync += masked.eq(self.outside.replicate(depth) | (~used & self.edge.replicate(depth)))
         # The padding is 0 or the smallest code. All bits but the top one are 0 in both: a reset of their register.
         for lane in range(depth):
-            low, top = Signal(bits - 1, name=f"low_{lane}", reset_less=True), Signal(name=f"top_{lane}", reset_less=True)
+            low = Signal(bits - 1, name=f"low_{lane}", reset_less=True)
+            top = Signal(name=f"top_{lane}", reset_less=True)
             m.d.sync += [
                 low.eq(self.data[lane]),
                 top.eq(Mux(masked[lane], self.layer.pad_low, self.data[lane][-1])),
@@ -240,7 +246,7 @@ class Padding(wiring.Component):
 
 
 def _up_to(last, count: int):
-    """One bit for each of ``count`` numbers: whether it is at most ``last``; a LUT each, where a comparison takes more."""
+    """One bit for each of ``count`` numbers: is it at most ``last``? A LUT each, where a comparison takes more."""
     bits = Const(1, 1)
     for bit in last[:(count - 1).bit_length()]:
         bits = Cat(bits | bit.replicate(len(bits)), bits & bit.replicate(len(bits)))

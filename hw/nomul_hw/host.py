@@ -123,9 +123,10 @@ class HostPort(wiring.Component):
             of_counter.eq(target == Target.COUNTER),
             of_identity.eq(target == Target.IDENTITY),
             self.bank.eq(target == Target.ACTIVATION_1),
-            self.o.payload.eq(Mux(of_counter | of_identity, Mux(of_identity, Mux(self.address[0], self.baked, self.config.identity),
-                                                                  self.cycles),
-                                  Mux(of_bank, bank_part, 0))),
+            self.o.payload.eq(Mux(
+                of_counter | of_identity,
+                Mux(of_identity, Mux(self.address[0], self.baked, self.config.identity), self.cycles),
+                Mux(of_bank, bank_part, 0))),
         ]
 
         # Host words of a write or a read, counted.

@@ -172,11 +172,6 @@ class OutputStage(wiring.Component):
         ]
 
         for lane in range(lanes):
-            skip = Signal(signed(config.act_bits), name=f"skip_{lane}", reset_less=True)
-            m.d.sync += skip.eq(_one_of(stages[2].part, [
-                self.skip_word[index * lanes + lane] for index in range(config.word_chunks)]))
-            with m.If(~layer.skip):
-                m.d.sync += skip.eq(0)
             m.submodules[f"requantizer_{lane}"] = requantizer = Requantizer(config)
             m.d.comb += [
                 requantizer.acc.eq(Mux(
@@ -185,7 +180,9 @@ class OutputStage(wiring.Component):
                     _pick(m, f"pool_{lane}", chunk, [self.pooled[at + lane] for at in range(0, config.depth, lanes)]),
                 )),
                 requantizer.parameters.eq(parameters.read_data.word_select(lane, parameter_layout(config).size)),
-                requantizer.skip.eq(skip),
+                requantizer.skip.eq(_one_of(stages[2].part, [
+                    self.skip_word[index * lanes + lane] for index in range(config.word_chunks)])),
+                requantizer.adds.eq(layer.skip),
                 requantizer.drop.eq(layer.skip_drop),
                 requantizer.slack.eq(layer.slack),
                 requantizer.above.eq(layer.above),

@@ -35,11 +35,11 @@ class Requantizer(wiring.Component):
     parameters : In(parameter_layout)
         Offset, gain multiplier and shift of its channel, in the same cycle.
     skip : In(signed(act_bits))
-        The code that is added before rounding, three cycles after ``acc``; 0 for nothing. Its zero point is part of the
-        offset.
+        The code that is added before rounding, two cycles after ``acc``.
+    adds : In(1)
+        There is such a code. Stable while a layer runs.
     drop : In(range(MAX_SKIP_DROP + 1))
-        The gain's shift is less by this many places than it should be, and ``skip`` has as many below the point.
-        Stable while a layer runs.
+        How many places of ``skip`` are below the point. Stable while a layer runs.
     slack : In(act_bits)
         How many codes the clamp excludes: ``2**act_bits - 1 - (high - low)``. Stable while a layer runs.
     above : In(signed(act_bits))
@@ -57,6 +57,7 @@ class Requantizer(wiring.Component):
             "acc": In(signed(config.acc_bits)),
             "parameters": In(parameter_layout(config)),
             "skip": In(signed(config.act_bits)),
+            "adds": In(1),
             "drop": In(range(MAX_SKIP_DROP + 1)),
             "slack": In(config.act_bits),
             "above": In(signed(config.act_bits)),
@@ -73,13 +74,13 @@ class Requantizer(wiring.Component):
         total = Signal(signed(self.config.requantize_bits))
         m.d.comb += total.eq(self._times_gain(m, later) + later.offset)
 
-        # Cycles 2 and 3: the shift. What is negative, or has further bits, stays out of range whatever is added: the
-        # skip tensor's code, less a half of the codes, so that a sum without one is what it was.
-        shifted, more, negative = self._shift_right(m, total, later, act_bits + 1 + MAX_SKIP_DROP)
-        fine = Signal(signed(len(shifted) + 2))
-        whole = Signal(signed(len(fine)))
-        added = Cat(self.skip[:-1], ~self.skip[-1], Const(1, 1)).as_signed()
-        m.d.comb += [fine.eq(shifted + added), whole.eq(fine >> self.drop)]
+        # Cycles 2 and 3: the shift, with as many places below the point as a skip tensor may have. What is added to it is
+        # never positive: what is negative stays so, and what has further bits stays out of range.
+        shifted, more, negative = self._shift_right(
+            m, Cat(Const(0, MAX_SKIP_DROP), total), later, act_bits + 1 + MAX_SKIP_DROP)
+        fine = Signal(signed(len(shifted) + 1))
+        whole = fine[MAX_SKIP_DROP:]
+        m.d.comb += fine.eq(shifted + self._skipped(m))
 
         # The lowest code is 0: nothing is below it.
         below, above = Signal(), Signal()
@@ -103,21 +104,21 @@ class Requantizer(wiring.Component):
         return m
 
     def _times_gain(self, m: Module, gain):
-        """Add up the digits of the gain multiplier: a register for each position, all or all but one of a digit's reset.
+        """Add up the digits of the gain multiplier.
 
-        To negate is to invert and to add 1: the ones, at the place where the inverted number begins, are part of the
-        offset.
+        A digit has a register for each position where it may stand; all of them, or all but one, are reset. To negate
+        is to invert and to add 1: the ones, at the place where the inverted number begins, are part of the offset.
         """
-        bits, pairs = self.config.acc_bits, gain_positions(self.config.gain_terms)
+        bits, positions = self.config.acc_bits, gain_positions(self.config.gain_terms)
         value = Signal(signed(bits))
         m.d.comb += value.eq(self.acc ^ self.parameters.lead_negative.replicate(bits).as_signed())
         total = Signal.like(value, name="lead", reset_less=True)
         m.d.sync += total.eq(value)
-        absent = [self.parameters[f"digit_{digit}_not_at_{place}"] for digit, places in enumerate(pairs)
+        absent = [self.parameters[f"digit_{digit}_not_at_{place}"] for digit, places in enumerate(positions)
                   for place in places]
         with m.If(self.parameters.lead_negative & Cat(absent).all()):
             m.d.sync += total.eq(0)
-        for digit, places in enumerate(pairs):
+        for digit, places in enumerate(positions):
             term = 0
             for place in places:
                 present = Signal.like(value, name=f"digit_{digit}_at_{place}", reset_less=True)
@@ -125,11 +126,28 @@ class Requantizer(wiring.Component):
                 with m.If(self.parameters[f"digit_{digit}_not_at_{place}"]):
                     m.d.sync += present.eq(0)
                 term = term | (present << place - places[0])
-            invert = gain.lead_negative if digit == len(pairs) - 1 else gain[f"digit_{digit}_inverted"]
+            invert = gain.lead_negative if digit == len(positions) - 1 else gain[f"digit_{digit}_inverted"]
             term = term ^ invert.replicate(len(term)).as_signed()
             # Only what lies above the digit's first position is added.
             total = Cat(total[:places[0]], total[places[0]:].as_signed() + term).as_signed()
         return total
+
+    def _skipped(self, m: Module):
+        """What is added: the skip tensor's code less the number of codes it may be away from the highest, or 0.
+
+        The code moves to its place below the point; there is a register for each place, and all or all but one are reset.
+        """
+        width = self.config.act_bits + 1 + MAX_SKIP_DROP
+        added = 0
+        for drop in range(MAX_SKIP_DROP + 1):
+            placed = Signal(signed(self.config.act_bits + 1), name=f"skip_{drop}", reset_less=True)
+            m.d.sync += placed.eq(Cat(self.skip[:-1], ~self.skip[-1], Const(1, 1)))
+            with m.If(~self.adds | (self.drop != drop)):
+                m.d.sync += placed.eq(0)
+            moved = Signal(signed(width), name=f"moved_{drop}")
+            m.d.comb += moved.eq(placed << MAX_SKIP_DROP - drop)
+            added = added | moved
+        return added.as_signed()
 
     def _shift_right(self, m: Module, value, parameters, bits: int):
         """Shift right and keep ``bits`` bits of the result, stage by stage, largest shifts first.

@@ -19,8 +19,8 @@ from .lint import find_yosys
 
 __all__ = ["FAMILIES", "Cost", "Family", "Synthesis", "SynthesisError", "synthesize", "yosys_version"]
 
-#: Row of what belongs to no module.
-BETWEEN = "between"
+#: Row of what belongs to the top module itself.
+TOP = "top"
 
 
 class SynthesisError(RuntimeError):
@@ -106,7 +106,7 @@ class Synthesis:
     command : str
         What was run, without the program's path and the name of the file.
     modules : mapping of str to Cost
-        Cost of every instance below the top, largest first; ``"between"`` is the rest.
+        Cost of every instance below the top, largest first; ``"top"`` is the top module's own.
     """
 
     family: str
@@ -197,7 +197,7 @@ def synthesize(verilog: str, top: str, family: str = "ecp5") -> Synthesis:
     ]
     counted = _run([*passes, "tee -q -o cells.json stat -json"], verilog)
     modules = {name: _cost(counted[module], chips, set(instances.values())) for name, module in instances.items()}
-    modules[BETWEEN] = _cost(counted[top], chips, set(instances.values()))
+    modules[TOP] = _cost(counted[top], chips, set(instances.values()))
     ordered = dict(sorted(modules.items(), key=lambda item: item[1].lut, reverse=True))
     return Synthesis(family, version, "; ".join(passes), ordered)
 
@@ -208,7 +208,8 @@ def _instances(verilog: str, top: str) -> dict[str, str]:
     body = re.search(rf"^module {top}\b.*?^endmodule", verilog, re.MULTILINE | re.DOTALL)
     if body is None:
         raise SynthesisError(f"there is no module {top!r}")
-    found = re.findall(r"^  (\w+) (\w+) \($", body[0], re.MULTILINE)
+    # A name that is a keyword of the language is escaped, and ends with a space.
+    found = re.findall(r"^  (\w+) \\?(\w+) +\($", body[0], re.MULTILINE)
     return {name: module for module, name in found if module in modules}
 
 

@@ -30,8 +30,7 @@ UInt32Array = npt.NDArray[np.uint32]
 #: Source of weights that has one for every cycle.
 AT_ANY_TIME = WeightSource([True])
 
-#: Name of the accelerator's top module in the Verilog that is simulated.
-#: Top module of an accelerator.
+#: Name of an accelerator's top module in its Verilog.
 ACCELERATOR = "accelerator"
 
 #: Cycles per call into the library; between calls Python sees a Ctrl-C.

@@ -16,6 +16,7 @@ from nomul_hw.arithmetic import (
     act_range,
     gain_digits,
     gain_multipliers,
+    gain_positions,
     gains_near,
     nearest_gain,
     requantize,
@@ -122,9 +123,9 @@ def test_requantize_per_channel():
 # The lattice ----------------------------------------------------------------------------------------------------
 
 def signed_digit_sums(terms: int) -> set[int]:
-    """All values of ``±1 ± 2**a ± 2**b``, ``a`` 2 or 3 and ``b`` 4 or 5."""
+    """All values of ``±1 ± 2**a``, ``a`` 2 to 4, or of ``±1 ± 2**a ± 2**b``, ``a`` 2 or 3 and ``b`` 4 to 6."""
     sums = {1, -1}
-    for places in [(2, 3), (4, 5)][:terms - 1]:
+    for places in {1: (), 2: [(2, 3, 4)], 3: [(2, 3), (4, 5, 6)]}[terms]:
         sums |= {value + sign * 2**place for value in sums for sign in (1, -1) for place in places}
     return sums
 
@@ -138,11 +139,11 @@ def test_multipliers_against_all_digits(terms):
 
 def test_known_multipliers():
     assert gain_multipliers(1) == (1,)
-    assert gain_multipliers(2) == (1, 3, 5, 7, 9)
-    assert gain_multipliers(3) == tuple(range(1, 42, 2))
+    assert gain_multipliers(2) == (1, 3, 5, 7, 9, 15, 17)
+    assert gain_multipliers(3) == (*range(1, 42, 2), *range(55, 74, 2))
 
 
-@pytest.mark.parametrize(("terms", "decibels"), [(1, 14.0), (2, 27.5), (3, 39.9)])
+@pytest.mark.parametrize(("terms", "decibels"), [(1, 14.0), (2, 28.4), (3, 41.3)])
 def test_precision_of_the_lattice(terms, decibels):
     """The error of a gain that is rounded to the lattice, over an octave."""
     values = 2.0 ** np.linspace(-12, -11, 2000, endpoint=False)
@@ -156,15 +157,16 @@ def test_digits_make_the_multiplier(terms):
         lead, digits = gain_digits(m, terms)
         assert lead in (1, -1) and len(digits) < terms
         assert lead + sum(sign << at for sign, at in digits) == m
-        positions = [at for _, at in digits]
-        assert positions == sorted(set(positions))
-        assert [at // 2 for at in positions] == sorted({at // 2 for at in positions} & set(range(1, terms)))
+        # A digit of one's own for every position, in order.
+        own = [[digit for digit, places in enumerate(gain_positions(terms)) if at in places] for _, at in digits]
+        assert own == sorted(own) and all(len(each) == 1 for each in own)
+        assert len({digit for (digit,) in own}) == len(digits)
         assert all(sign in (1, -1) for sign, _ in digits)
         if digits:
             assert digits[-1][0] == 1
 
 
-@pytest.mark.parametrize(("m", "terms"), [(0, 2), (-1, 2), (2, 2), (11, 2), (13, 2), (15, 2), (3, 1), (43, 3)])
+@pytest.mark.parametrize(("m", "terms"), [(0, 2), (-1, 2), (2, 2), (11, 2), (13, 2), (31, 2), (3, 1), (43, 3)])
 def test_digits_refuse_the_rest(m, terms):
     with refuse(f"Gain multiplier {m} is not odd and positive with at most {terms} signed digits"):
         gain_digits(m, terms)

@@ -31,8 +31,8 @@ def test_shape():
     assert (config.depth, config.macs_per_cycle) == (8, 96)
     assert (config.requantize_lanes, config.column_chunks, config.word_chunks) == (4, 3, 2)
     assert (config.act_word_bits, config.weight_word_bits) == (64, 96)
-    assert config.gain_multipliers == (1, 3, 5, 7, 9)
-    assert (config.max_gain_shift, config.requantize_bits) == (16, 28)
+    assert config.gain_multipliers == (1, 3, 5, 7, 9, 15, 17)
+    assert (config.max_gain_shift, config.requantize_bits) == (16, 29)
 
 
 @pytest.mark.parametrize("fmt", list(FORMATS))
@@ -51,7 +51,10 @@ def test_sums_grow_with_the_row(fmt):
 def test_requantize_lanes_divide_both(rows, lanes, cols, lanes_out):
     config = ArrayConfig("ternary", rows=rows, lanes=lanes, cols=cols)
     assert config.requantize_lanes == lanes_out
-    assert config.column_chunks * lanes_out == cols and config.word_chunks * lanes_out == rows * lanes
+    assert config == replace(config, requantize_lanes=0) == replace(config, requantize_lanes=lanes_out)
+    for fewer in (config, replace(config, requantize_lanes=1)):
+        assert fewer.column_chunks * fewer.requantize_lanes == cols
+        assert fewer.word_chunks * fewer.requantize_lanes == rows * lanes
 
 
 def test_configurations_are_values():
@@ -81,13 +84,15 @@ def test_dict_round_trip(config):
 def test_hash_sees_every_field():
     base = ArrayConfig("ternary")
     others = [
-        replace(base, rows=8), replace(base, cols=8), replace(base, lanes=2), replace(base, act_bits=7),
-        replace(base, acc_bits=25), replace(base, gain_terms=1), replace(base, format="pot3"),
+        ArrayConfig("ternary", rows=8), ArrayConfig("ternary", cols=8), replace(base, lanes=2),
+        replace(base, act_bits=7), replace(base, acc_bits=25), replace(base, gain_terms=1),
+        replace(base, requantize_lanes=8), replace(base, plane_shift=0), replace(base, weights="stream"),
+        replace(base, format="pot3"),
         replace(base, format=WeightFormat("ternary", (-2, 0, 2))), replace(base, format="int4"),
         replace(base, format="int4", pe="multiplier"),
         *(replace(base, memory=replace(base.memory, **{name: 64}))
           for name in ("activations", "weights", "parameters", "accumulators")),
-        replace(base, memory=replace(base.memory, layers=63)),
+        replace(base, memory=replace(base.memory, layers=63)), replace(base, memory=replace(base.memory, lines=8)),
     ]
     assert len({config.hash for config in [base, *others]}) == len(others) + 1
     assert all(config.identity == int(config.hash[:8], 16) < 2**32 for config in others)
@@ -129,11 +134,11 @@ def test_format_as_a_table(tmp_path):
     ("rows = 3", "unknown table [rows]; known: [array], [memory]"),
     ("array = 3", "[array] must be a table, not 3"),
     ("[array]\nformat = 'ternary'\nrow = 3",
-     ("unknown key array.row; known: acc_bits, act_bits, cols, format, gain_terms, lanes, pe, plane_shift, rows, "
-     "weights")),
+     ("unknown key array.row; known: acc_bits, act_bits, cols, format, gain_terms, lanes, pe, plane_shift, "
+     "requantize_lanes, rows, weights")),
     ("[array]\nformat = 'ternary'\nmemory = 3",
-     ("unknown key array.memory; known: acc_bits, act_bits, cols, format, gain_terms, lanes, pe, plane_shift, rows, "
-     "weights")),
+     ("unknown key array.memory; known: acc_bits, act_bits, cols, format, gain_terms, lanes, pe, plane_shift, "
+     "requantize_lanes, rows, weights")),
     ("[array]\nformat = 'ternary'\n[memory]\nweight = 3",
      "unknown key memory.weight; known: accumulators, activations, layers, lines, parameters, weights"),
     ("[array]\nformat = 'ternery'", ("array.format: Unknown weight format 'ternery'; known: binary, ternary, pot3, "

@@ -131,8 +131,8 @@ def test_parameters_hold_every_gain(terms, act_bits, acc_bits):
 
 
 def test_parameters_of_the_default():
-    """Sixteen channels fill sixteen block RAMs of 36 bits."""
-    assert total_bits(parameter_fields(ArrayConfig("exp4"))) == 36
+    """Sixteen channels take 608 bits: seventeen block RAMs of 36 bits each."""
+    assert total_bits(parameter_fields(ArrayConfig("exp4"))) == 38
 
 
 def test_target_word_bits():

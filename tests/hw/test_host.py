@@ -4,6 +4,7 @@ from itertools import repeat
 
 import numpy as np
 import pytest
+
 from nomul_hw.config import ArrayConfig
 from nomul_hw.descriptor import CAUSES, HOST_BITS, Opcode, Target, target_word_bits, to_host_words
 from nomul_hw.host import HostPort

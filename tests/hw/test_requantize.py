@@ -90,7 +90,7 @@ def test_contract(config):
 @pytest.mark.parametrize("drop", range(MAX_SKIP_DROP + 1))
 @pytest.mark.parametrize("relu", [False, True])
 def test_residual(config, drop, relu):
-    """The skip tensor's value comes three cycles after the accumulator; the gain shifts by ``drop`` places less."""
+    """The skip tensor's value comes two cycles after the accumulator, with ``drop`` places below the point."""
     rng = np.random.default_rng([drop, relu])
     smallest, largest = act_range(config.act_bits)
     zero_point, low, high = (smallest, smallest, largest - 2) if relu else (0, smallest, largest)
@@ -112,7 +112,8 @@ def test_residual(config, drop, relu):
         return [*map(int, values), *[0] * (length - len(values))]
 
     inputs = {
-        "acc": padded(acc), "skip": padded([0, 0, 0, *code]), "drop": [drop] * length,
+        "acc": padded(acc), "skip": padded([0, 0, *code]), "adds": [1] * length,
+        "drop": [drop] * length,
         "parameters": padded([parameter(config, *map(int, row), zero_point=zero_point, low=low, drop=drop,
                                         skip_zero_point=zero_point)
                               for row in zip(bias, multiplier, shift, strict=True)]),

@@ -284,5 +284,5 @@ def test_longest_hold():
 
 
 def test_constants():
-    assert OUTPUT_LATENCY == OutputStage.latency == 1 + Requantizer.latency
+    assert OUTPUT_LATENCY == OutputStage.latency == Requantizer.latency
     assert FETCH_CYCLES == DESCRIPTOR_WORDS + 2

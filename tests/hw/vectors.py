@@ -54,7 +54,7 @@ def descriptor(**values: int) -> int:
 
 
 def parameter(config: ArrayConfig, bias: int, multiplier: int, shift: int, *, zero_point: int = 0,
-              low: int | None = None, drop: int = 0, skip_zero_point: int = 0) -> int:
+              low: int | None = None, drop: int = 0, skip_zero_point: int | None = None) -> int:
     """Pack a channel's bias and gain, for a layer of these codes."""
     low = act_range(config.act_bits)[0] if low is None else low
     values = parameter_values(config, *(np.array([each]) for each in (bias, multiplier, shift)),

@@ -523,7 +523,7 @@ def test_contradicting_mixed_graph(tmp_path, at, change, problem):
 
 
 @pytest.mark.parametrize(("change", "problem"), [
-    (lambda c: c["config"]["array"].update(rows=5),
+    (lambda c: c["config"]["array"].update(acc_bits=25),
      "was compiled for another version of the machine: compile its graph again"),
     (lambda c: c["config"]["array"].update(rows=0), "array.rows must be in 1..256, not 0"),
     (lambda c: c.update(config_hash=NARROW.hash, config=NARROW.to_dict()),

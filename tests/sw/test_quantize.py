@@ -769,7 +769,7 @@ def test_integers_have_coarser_steps_where_sums_would_not_fit(method):
     largest = [np.abs(node.weights).max() for node in graph.nodes if isinstance(node, Conv)]
     assert min(largest) < 100 < np.abs(wide.nodes[0].weights).max()
     assert report.layers[-1].output_sqnr - 8 < narrow.layers[-1].output_sqnr
-    with pytest.raises(QuantizeError, match=r"^conv1: sums reach .* acc_bits = 14 holds; acc_bits = 1\d would do$"):
+    with pytest.raises(QuantizeError, match=r"^conv\d: sums reach .* acc_bits = 14 holds; acc_bits = \d\d would do$"):
         quantize(network, x, format="int8", method=method, acc_bits=14)
 
 

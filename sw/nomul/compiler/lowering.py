@@ -49,7 +49,8 @@ def compile_graph(graph: Graph, config: ArrayConfig) -> Program:
         check_sums(node, config, tiles.correction)
         weight_words.append(tiles.words)
         parameter_words.append(pack_parameters(
-            whole, node, tiles.correction, geometry.writes.positions, geometry.parameter_words * config.requantize_lanes, config))
+            whole, node, tiles.correction, geometry.writes.positions,
+            geometry.parameter_words * config.requantize_lanes, config))
         numbers[node.name] = _numbers(whole, node, tiles)
     layers = tuple(Layer(owners.get(layer.owner, layer.owner), {**layer.values, **numbers[layer.node]}, layer.macs,
                          layer.weights) for layer in plan.layers)

@@ -42,5 +42,5 @@ def pack_parameters(
     values = parameter_values(
         config, fill(node.bias + correction, 0), fill(node.multiplier, 0), fill(node.shift, drop),
         zero_point=graph.tensor(node.output).zero_point, low=node.low, drop=drop,
-        skip_zero_point=0 if node.skip is None else graph.tensor(node.skip).zero_point)
+        skip_zero_point=None if node.skip is None else graph.tensor(node.skip).zero_point)
     return pack_fields(parameter_fields(config), values, config.requantize_lanes)

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 from nomul_hw.config import ArrayConfig
-from nomul_hw.descriptor import COUNTERS, HOST_BITS, Target, target_word_bits
+from nomul_hw.descriptor import CAUSES, HOST_BITS, Target, target_word_bits
 
 __all__ = ["COMMAND_WORDS", "run_words", "transfer_words"]
 
@@ -19,4 +19,4 @@ def transfer_words(config: ArrayConfig, target: Target, count: int) -> int:
 def run_words(config: ArrayConfig, tensors: Iterable[int]) -> int:
     """Host words that a run takes: for its start, its counters, and its tensors, which have so many words each."""
     return (sum(transfer_words(config, Target.ACTIVATION_0, words) for words in tensors) + COMMAND_WORDS
-            + transfer_words(config, Target.COUNTER, len(COUNTERS)))
+            + transfer_words(config, Target.COUNTER, len(CAUSES)))

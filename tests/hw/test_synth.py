@@ -1,0 +1,84 @@
+"""Synthesis: cells are counted once, belong to the right module, and none is a multiplier."""
+
+import pytest
+
+from nomul_hw.accelerator import Accelerator
+from nomul_hw.config import ArrayConfig, MemoryConfig
+from nomul_hw.output import OutputStage
+from nomul_hw.synth import TOP, Cost, Synthesis, SynthesisError, synthesize, yosys_version
+from nomul_hw.verilog import to_verilog
+
+MULTIPLIER = """
+module product(input clk, input [15:0] a, input [15:0] b, output reg [31:0] y);
+  always @(posedge clk) y <= a * b;
+endmodule
+module top(input clk, input [15:0] a, input [15:0] b, output [31:0] y, output [3:0] s, output both);
+  product \\buf (
+    .clk(clk), .a(a), .b(b), .y(y)
+  );
+  assign both = a[0] & b[0];
+  assign s = a[3:0] + b[3:0];
+endmodule
+"""
+
+
+def accelerator(**values: object) -> Synthesis:
+    return synthesize(to_verilog(Accelerator(ArrayConfig(**values)), "chip"), "chip")  # type: ignore[arg-type]
+
+
+def test_every_module_of_an_accelerator():
+    result = accelerator(format="exp4", rows=2, cols=2, memory=MemoryConfig(lines=16))
+    assert set(result.modules) == {
+        "host", "sequencer", "generator", "padding", "padding_before", "bank_0", "bank_1", "weight_memory", "loader",
+        "array", "accumulator", "channel", "window", "output", TOP}
+    assert list(result.modules.values()) == sorted(result.modules.values(), key=lambda cost: -cost.lut)
+    assert all(cost.lut >= cost.carry >= 0 for cost in result.modules.values())
+    assert result.total.dsp == 0
+    assert result.total.bram > result.modules["bank_0"].bram > 0
+    for name in ("array", "output", "generator"):
+        assert result.modules[name].carry and result.modules[name].ff
+    assert result.array == result.modules["array"]
+    assert result.array + result.beside == result.total
+    assert result.overhead == result.beside.lut / result.array.lut
+    assert result.family == "ecp5" and result.tool == yosys_version() and "synth_ecp5" in result.command
+    assert Synthesis.from_dict(result.to_dict()) == result
+
+
+def test_no_multiplier_in_the_baseline():
+    """Booth's multiplier is made of adders; the stream's queue is named as such."""
+    result = accelerator(format="int4", pe="multiplier", rows=1, cols=1, weights="stream")
+    assert result.total.dsp == 0 and "weight_queue" in result.modules
+
+
+def test_fewer_requantization_lanes_take_less():
+    one, four = (synthesize(to_verilog(OutputStage(ArrayConfig("ternary", 4, 4, requantize_lanes=lanes)), "stage"),
+                            "stage").total.lut for lanes in (1, 4))
+    assert one < 0.5 * four
+
+
+def test_a_multiplier_is_seen():
+    """Below the top, whatever the names there; a sum of four bits takes three carry cells, of two LUTs each."""
+    result = synthesize(MULTIPLIER, "top")
+    assert result.modules["buf"].dsp == 1 == result.total.dsp
+    assert result.modules[TOP] == Cost(lut=7, carry=6)
+    assert result.array == Cost() and result.overhead == float("inf")
+
+
+def test_costs_add_up():
+    assert Cost(1, 2, 3, 4, 5) * 2 + Cost(1) == Cost(3, 4, 6, 8, 10)
+
+
+def refused(match: str, verilog: str, top: str = "top", error: type[Exception] = SynthesisError) -> None:
+    with pytest.raises(error, match=match):
+        synthesize(verilog, top)
+
+
+def test_refusals(monkeypatch):
+    refused(r"^there is no module 'nothing'$", MULTIPLIER, "nothing")
+    refused(r"ERROR: .*syntax error", MULTIPLIER.replace("assign both =", "assign ="))
+    refused(r"^what a cell DCCA costs is unknown$", "module top(input i, output o);\n  DCCA x (.CLKI(i), .CLKO(o));\n"
+            "endmodule")
+    with pytest.raises(ValueError, match=r"^family must be one of ecp5, not 'ice40'$"):
+        synthesize(MULTIPLIER, "top", "ice40")
+    monkeypatch.setattr("nomul_hw.synth.find_yosys", lambda: None)
+    refused(r"^synthesis needs Yosys, which is not installed: pip install 'nomul\[synth\]'$", MULTIPLIER)
