@@ -162,7 +162,7 @@ class Accelerator(wiring.Component):
             is_window = Signal()
             m.d.comb += is_window.eq((layer.op == LayerOp.DEPTHWISE) | (layer.op == LayerOp.MAX_WINDOW))
             place_at_memory = _delay(m, "place", generator.window, 1)
-            m.submodules.window = window = WindowUnit(config)
+            m.submodules.window_unit = window = WindowUnit(config)
             # The left word of a pair comes from the write port of the input's bank.
             m.submodules.padding_before = before = Padding(config)
             m.d.comb += [

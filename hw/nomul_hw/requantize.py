@@ -74,7 +74,7 @@ class Requantizer(wiring.Component):
         total = Signal(signed(self.config.requantize_bits))
         m.d.comb += total.eq(self._times_gain(m, later) + later.offset)
 
-        # Cycles 2 and 3: the shift, with as many places below the point as a skip tensor may have. What is added to it is
+        # Cycles 2 and 3: the shift, with as many places below the point as a skip tensor may have. What is added is
         # never positive: what is negative stays so, and what has further bits stays out of range.
         shifted, more, negative = self._shift_right(
             m, Cat(Const(0, MAX_SKIP_DROP), total), later, act_bits + 1 + MAX_SKIP_DROP)
@@ -135,7 +135,7 @@ class Requantizer(wiring.Component):
     def _skipped(self, m: Module):
         """What is added: the skip tensor's code less the number of codes it may be away from the highest, or 0.
 
-        The code moves to its place below the point; there is a register for each place, and all or all but one are reset.
+        The code moves to its place below the point. There is a register for each; all or all but one are reset.
         """
         width = self.config.act_bits + 1 + MAX_SKIP_DROP
         added = 0

@@ -51,6 +51,11 @@ class Cost:
     bram: int = 0
     dsp: int = 0
 
+    @property
+    def logic(self) -> int:
+        """LUTs but for those of carry chains."""
+        return self.lut - self.carry
+
     def __add__(self, other: "Cost") -> "Cost":
         return Cost(**{name: value + getattr(other, name) for name, value in asdict(self).items()})
 

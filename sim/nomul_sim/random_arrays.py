@@ -14,7 +14,8 @@ def _large(lines: int = 0, weights: int = 1 << 15) -> MemoryConfig:
 NETWORK_CONFIGS: tuple[ArrayConfig, ...] = tuple(ArrayConfig(**values) for values in (  # type: ignore[arg-type]
     {"format": "ternary", "rows": 3, "cols": 10, "acc_bits": 32, "memory": _large(12)},  # one group of taps
     {"format": "pot3", "rows": 3, "cols": 5, "memory": _large(7)},  # no zero; two groups of taps
-    {"format": "exp4", "rows": 4, "cols": 4, "gain_terms": 3, "memory": _large(9)},  # three groups of taps
+    {"format": "exp4", "rows": 4, "cols": 4, "gain_terms": 3, "requantize_lanes": 2,
+     "memory": _large(9)},  # three groups of taps
     {"format": "binary", "rows": 2, "cols": 9, "memory": _large(6)},
     {"format": "fp4_e2m1", "rows": 8, "cols": 2, "act_bits": 4, "acc_bits": 20, "memory": _large(10)},
     {"format": "int4", "rows": 4, "cols": 4, "lanes": 2, "acc_bits": 28, "memory": _large()},
@@ -24,7 +25,7 @@ NETWORK_CONFIGS: tuple[ArrayConfig, ...] = tuple(ArrayConfig(**values) for value
 ))
 
 #: All arrays: every format and kind of processing element, square, rectangular and single arrays, 1 to 8 lanes, 1 to 3
-#: gain terms, activations of 2, 4 and 8 bits, accumulators from just enough to the most, window units of one to nine
+#: gain terms, as many requantization lanes as go or fewer, activations of 2, 4 and 8 bits, accumulators from just enough to the most, window units of one to nine
 #: groups of taps, planes with and without shifts, weights kept and streamed through a large and a tiny queue, and
 #: memories of no round size, some so few accumulators that layers run as strips.
 CONFIGS: tuple[ArrayConfig, ...] = (*NETWORK_CONFIGS, *(ArrayConfig(**values) for values in (  # type: ignore[arg-type]
@@ -32,7 +33,7 @@ CONFIGS: tuple[ArrayConfig, ...] = (*NETWORK_CONFIGS, *(ArrayConfig(**values) fo
     {"format": "ternary", "rows": 1, "cols": 1, "memory": MemoryConfig(accumulators=20, lines=5)},
     {"format": "ternary", "rows": 4, "cols": 2, "lanes": 4, "gain_terms": 3, "plane_shift": 2},
     {"format": "pot3z", "rows": 2, "cols": 8, "lanes": 2, "gain_terms": 1, "memory": MemoryConfig(lines=16)},
-    {"format": "pot4", "rows": 4, "cols": 4, "gain_terms": 3, "acc_bits": 32},
+    {"format": "pot4", "rows": 4, "cols": 4, "gain_terms": 3, "acc_bits": 32, "requantize_lanes": 1},
     {"format": "exp4", "rows": 5, "cols": 4, "memory": MemoryConfig(700, 3000, 150, 30, 50), "plane_shift": 0},
     {"format": "exp4_sqrt2", "rows": 1, "cols": 4, "lanes": 2, "memory": MemoryConfig(lines=9)},  # no multiple is 1
     {"format": "exp5", "rows": 3, "cols": 5, "lanes": 2, "gain_terms": 1},

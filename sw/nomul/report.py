@@ -216,20 +216,22 @@ def generated_table(made: "Generated") -> RenderableType:
 
 
 def synthesis_table(result: "Synthesis") -> RenderableType:
-    """Cells of every module, and what the array takes of them."""
-    table = _table("<module", "LUT4", "of them carry", "FF", "BRAM", "multipliers", "of the array")
+    """What every module occupies, all of them, and how that compares with the array."""
+    array = result.array
+    table = _table("<module", "logic", "carry", "LUT4", "of the array's", "logic only", "FF", "block RAM",
+                   "multipliers")
 
     def add(name: str, cost: "Cost") -> None:
-        table.add_row(name, f"{cost.lut:,}", f"{cost.carry:,}", f"{cost.ff:,}", str(cost.bram),
-                      _verdict(not cost.dsp, str(cost.dsp)), _ratio(cost.lut / result.array.lut))
+        table.add_row(name, f"{cost.logic:,}", f"{cost.carry:,}", f"{cost.lut:,}", _ratio(cost.lut / array.lut),
+                      _ratio(cost.logic / array.logic), f"{cost.ff:,}", str(cost.bram),
+                      _verdict(not cost.dsp, str(cost.dsp)))
 
     for name, cost in result.modules.items():
         add(name, cost)
     table.add_section()
-    add("array", result.array)
     add("beside the array", result.beside)
     add("total", result.total)
-    return Group(table, f"{result.family}, {result.tool}")
+    return Group(table, f"{result.family}, {result.tool}; LUT4: cells of logic, and two of a carry cell")
 
 
 def run_table(program: "Program | Schedule", result: "RunResult", *, most: int = 20) -> RenderableType:

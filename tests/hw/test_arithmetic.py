@@ -2,7 +2,6 @@
 
 import re
 from fractions import Fraction
-from itertools import product
 from math import floor
 
 import numpy as np

@@ -12,12 +12,12 @@ MULTIPLIER = """
 module product(input clk, input [15:0] a, input [15:0] b, output reg [31:0] y);
   always @(posedge clk) y <= a * b;
 endmodule
-module top(input clk, input [15:0] a, input [15:0] b, output [31:0] y, output [3:0] s, output both);
+module top(input clk, input [15:0] a, input [15:0] b, output [31:0] y, output [15:0] s, output both);
   product \\buf (
     .clk(clk), .a(a), .b(b), .y(y)
   );
   assign both = a[0] & b[0];
-  assign s = a[3:0] + b[3:0];
+  assign s = a + b;
 endmodule
 """
 
@@ -30,7 +30,7 @@ def test_every_module_of_an_accelerator():
     result = accelerator(format="exp4", rows=2, cols=2, memory=MemoryConfig(lines=16))
     assert set(result.modules) == {
         "host", "sequencer", "generator", "padding", "padding_before", "bank_0", "bank_1", "weight_memory", "loader",
-        "array", "accumulator", "channel", "window", "output", TOP}
+        "array", "accumulator", "channel", "window_unit", "output", TOP}
     assert list(result.modules.values()) == sorted(result.modules.values(), key=lambda cost: -cost.lut)
     assert all(cost.lut >= cost.carry >= 0 for cost in result.modules.values())
     assert result.total.dsp == 0
@@ -53,14 +53,14 @@ def test_no_multiplier_in_the_baseline():
 def test_fewer_requantization_lanes_take_less():
     one, four = (synthesize(to_verilog(OutputStage(ArrayConfig("ternary", 4, 4, requantize_lanes=lanes)), "stage"),
                             "stage").total.lut for lanes in (1, 4))
-    assert one < 0.5 * four
+    assert one < 0.6 * four
 
 
 def test_a_multiplier_is_seen():
-    """Below the top, whatever the names there; a sum of four bits takes three carry cells, of two LUTs each."""
+    """Below the top, whatever the names there; a sum of 16 bits takes a carry cell for two of them."""
     result = synthesize(MULTIPLIER, "top")
     assert result.modules["buf"].dsp == 1 == result.total.dsp
-    assert result.modules[TOP] == Cost(lut=7, carry=6)
+    assert result.modules[TOP] == Cost(lut=17, carry=16)
     assert result.array == Cost() and result.overhead == float("inf")
 
 
@@ -76,8 +76,9 @@ def refused(match: str, verilog: str, top: str = "top", error: type[Exception] =
 def test_refusals(monkeypatch):
     refused(r"^there is no module 'nothing'$", MULTIPLIER, "nothing")
     refused(r"ERROR: .*syntax error", MULTIPLIER.replace("assign both =", "assign ="))
-    refused(r"^what a cell DCCA costs is unknown$", "module top(input i, output o);\n  DCCA x (.CLKI(i), .CLKO(o));\n"
-            "endmodule")
+    refused(r"^what a cell DCCA costs is unknown$",
+            "(* blackbox *) module DCCA(input CLKI, input CE, output CLKO);\nendmodule\n"
+            "module top(input i, output o);\n  DCCA x (\n    .CLKI(i), .CE(i), .CLKO(o));\nendmodule")
     with pytest.raises(ValueError, match=r"^family must be one of ecp5, not 'ice40'$"):
         synthesize(MULTIPLIER, "top", "ice40")
     monkeypatch.setattr("nomul_hw.synth.find_yosys", lambda: None)

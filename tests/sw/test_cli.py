@@ -18,7 +18,7 @@ from nomul_sim import golden
 
 from .small import CONFIG, CONFIG_TOML, small_graph, small_program
 
-COMMANDS = ["demo", "generate", "quantize", "compile", "estimate", "run", "verify"]
+COMMANDS = ["demo", "generate", "synth", "quantize", "compile", "estimate", "run", "verify"]
 
 MODEL = """
 from torch import manual_seed, nn
@@ -155,6 +155,17 @@ def test_generate_lints():
     tools = document("generate", "array.toml", "-o", "out")["lint"]["tools"]
     assert {tool["tool"]: tool["status"] for tool in tools if tool["status"] != "not run"}.items() >= {
         "verilator": "clean", "yosys": "clean"}.items()
+
+
+def test_synth():
+    data = document("synth", "array.toml")
+    assert data["name"] == "ternary_2x2" and data["config_hash"] == CONFIG.hash and data["family"] == "ecp5"
+    assert {"array", "output", "host", "top"} <= set(data["modules"])
+    assert data["total"]["dsp"] == 0
+    assert data["array"]["lut"] + data["beside"]["lut"] == data["total"]["lut"]
+    assert data["overhead"] == data["beside"]["lut"] / data["array"]["lut"]
+    lines = invoke("synth", "array.toml").stdout.splitlines()  # from the cache
+    assert any("beside the array" in line and f"{data['beside']['lut']:,}" in line for line in lines)
 
 
 def test_from_module_to_outputs():
