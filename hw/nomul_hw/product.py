@@ -13,7 +13,7 @@ belongs in the bias: the *correction*.
 """
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -177,10 +177,16 @@ class ProductForm:
 
     def sum_bits(self, products: int, act_bits: int) -> int:
         """Width of a signed sum of ``products`` raw products that cannot overflow."""
-        low, high = self.raw_bounds(self.format.levels, act_bits)
-        least, most = products * int(low.min()), products * int(high.max())
+        least, most = (products * bound for bound in _bounds(self, act_bits))
         return 1 + max(most.bit_length(), (~least).bit_length())
 
     def _lookup(self, weights: npt.ArrayLike, per_level: list[int]) -> npt.NDArray[np.int64]:
         slots = np.searchsorted(np.asarray(self.format.levels), np.asarray(weights))
         return np.asarray(per_level, dtype=np.int64)[slots]
+
+
+@cache
+def _bounds(product: ProductForm, act_bits: int) -> tuple[int, int]:
+    """Smallest and largest raw product of any weight and activation."""
+    low, high = product.raw_bounds(product.format.levels, act_bits)
+    return int(low.min()), int(high.max())

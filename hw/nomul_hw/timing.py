@@ -22,9 +22,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
 from itertools import accumulate, repeat
 from math import prod
+from operator import itemgetter
 
 from .config import ArrayConfig
-from .descriptor import COUNTERS, DESCRIPTOR_WORDS, LOOPS, LayerOp
+from .descriptor import DESCRIPTOR_WORDS, LOOPS, LayerOp
 
 __all__ = ["CHANNEL_LATENCY", "FETCH_CYCLES", "OUTPUT_LATENCY", "QUEUE_LATENCY", "WINDOW_LATENCY", "WeightSource",
            "hold_cycles", "run_cycles", "tile_cycles", "weight_tiles", "window_outputs"]
@@ -40,6 +41,14 @@ QUEUE_LATENCY = 2
 
 #: Cycles from a word to its result: of the channel unit, of the window unit.
 CHANNEL_LATENCY, WINDOW_LATENCY = 2, 3
+
+
+_counts = itemgetter(*(f"count_{level}" for level in range(LOOPS)))
+
+
+def _iterations(layer: Mapping[str, int]) -> list[int]:
+    """Iterations of each loop."""
+    return [count + 1 for count in _counts(layer)]
 
 
 def hold_cycles(config: ArrayConfig, op: LayerOp, taps: int) -> int:
@@ -72,7 +81,7 @@ def _drain_cycles(config: ArrayConfig, op: LayerOp) -> int:
 def _layer_cycles(config: ArrayConfig, layer: Mapping[str, int]) -> dict[str, int]:
     """Cycles of one layer by cause, without control and without the wait for its first weights."""
     op = LayerOp(layer["op"])
-    counts = [layer[f"count_{level}"] + 1 for level in range(LOOPS)]
+    counts = _iterations(layer)
     hold, busy, tile = layer["hold"], prod(counts), tile_cycles(config, op)
     weight = 0
     if op is LayerOp.CONV:
@@ -95,7 +104,7 @@ def _layer_cycles(config: ArrayConfig, layer: Mapping[str, int]) -> dict[str, in
 def _last_tile_cycles(config: ArrayConfig, layer: Mapping[str, int]) -> int:
     """Cycles from the start of a layer's last weight tile to the layer's end, without control."""
     op = LayerOp(layer["op"])
-    counts = [layer[f"count_{level}"] + 1 for level in range(LOOPS)]
+    counts = _iterations(layer)
     if op is LayerOp.CONV:
         words, outputs = counts[0] * counts[1], counts[0] * counts[1]
     else:
@@ -107,7 +116,7 @@ def weight_tiles(config: ArrayConfig, layer: Mapping[str, int]) -> tuple[int, in
     """Weight tiles that a layer loads, and the words of each."""
     op = LayerOp(layer["op"])
     if op is LayerOp.CONV:
-        return prod(layer[f"count_{level}"] + 1 for level in range(2, LOOPS)), config.rows
+        return prod(_iterations(layer)[2:]), config.rows
     if op is LayerOp.DEPTHWISE:
         return layer["count_4"] + 1, config.rows * config.window_groups
     return 0, 0
@@ -116,7 +125,7 @@ def weight_tiles(config: ArrayConfig, layer: Mapping[str, int]) -> tuple[int, in
 def _tile_spacings(layer: Mapping[str, int]) -> Iterator[int]:
     """Cycles from the start of each weight tile to the first in which the generator could start the next."""
     op = LayerOp(layer["op"])
-    counts = [layer[f"count_{level}"] + 1 for level in range(LOOPS)]
+    counts = _iterations(layer)
     if op is LayerOp.CONV:
         pixels = counts[0] * counts[1]
         for _ in range(counts[6]):
@@ -251,9 +260,9 @@ def run_cycles(config: ArrayConfig, layers: Sequence[Mapping[str, int]],
             cycles["weight"] += max(0, tile_cycles(config, op) - 1 - since)
             if stream is not None:
                 cycles["memory"] = stream.waits(layer, start - since, start + 1)
-        spent = sum(cycles[name] for name in COUNTERS if name not in ("total", "control"))
-        cycles["total"] = spent + control
-        yield {name: cycles[name] for name in COUNTERS}
+        cycles["total"] = sum(cycles.values())
+        spent = cycles["total"] - control
+        yield cycles
         # The next first tile follows the layer's last one, and the descriptor that asks for it.
         control = max(1, FETCH_CYCLES - spent)
         start += spent
