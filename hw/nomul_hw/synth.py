@@ -15,9 +15,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from .families import FAMILIES, Cost, Family
 from .lint import find_yosys
 
-__all__ = ["FAMILIES", "Cost", "Family", "Synthesis", "SynthesisError", "synthesize", "yosys_version"]
+__all__ = ["TOP", "Synthesis", "SynthesisError", "synthesize", "yosys_version"]
 
 #: Row of what belongs to the top module itself.
 TOP = "top"
@@ -28,84 +29,13 @@ class SynthesisError(RuntimeError):
 
 
 @dataclass(frozen=True)
-class Cost:
-    """What something occupies.
-
-    Attributes
-    ----------
-    lut : int
-        LUTs, with those that carry chains and small memories are made of.
-    carry : int
-        Those of carry chains among them: a bit each.
-    ff : int
-        Flip-flops.
-    bram : int
-        Block RAMs.
-    dsp : int
-        Multipliers.
-    """
-
-    lut: int = 0
-    carry: int = 0
-    ff: int = 0
-    bram: int = 0
-    dsp: int = 0
-
-    @property
-    def logic(self) -> int:
-        """LUTs but for those of carry chains."""
-        return self.lut - self.carry
-
-    def __add__(self, other: "Cost") -> "Cost":
-        return Cost(**{name: value + getattr(other, name) for name, value in asdict(self).items()})
-
-    def __mul__(self, count: int) -> "Cost":
-        return Cost(**{name: value * count for name, value in asdict(self).items()})
-
-
-@dataclass(frozen=True)
-class Family:
-    """A family of chips.
-
-    Attributes
-    ----------
-    synthesis : str
-        Yosys' command, less the name of the top module.
-    cells : mapping of str to Cost
-        What each cell of the result occupies.
-    """
-
-    synthesis: str
-    cells: Mapping[str, Cost]
-
-
-#: Families that can be synthesized for.
-FAMILIES: Mapping[str, Family] = {
-    "ecp5": Family(
-        # Without wide multiplexers everything is a LUT of four inputs and counts the same. No part of the machine reads
-        # a word of a memory in the cycle in which it is written.
-        "synth_ecp5 -noflatten -nowidelut -no-rw-check",
-        {
-            "LUT4": Cost(lut=1),
-            "CCU2C": Cost(lut=2, carry=2),
-            "TRELLIS_DPR16X4": Cost(lut=6),  # four hold the words, two are lost to the write port
-            "TRELLIS_FF": Cost(ff=1),
-            "DP16KD": Cost(bram=1),
-            "MULT18X18D": Cost(dsp=1),
-            "ALU54B": Cost(dsp=1),
-        },
-    ),
-}
-
-
-@dataclass(frozen=True)
 class Synthesis:
     """What a design occupies.
 
     Attributes
     ----------
     family : str
-        One of :data:`FAMILIES`.
+        One of :data:`nomul_hw.families.FAMILIES`.
     tool : str
         Yosys and its version.
     command : str
@@ -179,7 +109,7 @@ def synthesize(verilog: str, top: str, family: str = "ecp5") -> Synthesis:
     top : str
         Its top module.
     family : str
-        One of :data:`FAMILIES`.
+        One of :data:`nomul_hw.families.FAMILIES`.
 
     Raises
     ------

@@ -227,13 +227,16 @@ class FamilyName(StrEnum):
     """Families of chips that `nomul synth` knows."""
 
     ecp5 = "ecp5"
+    ice40 = "ice40"
+    xilinx = "xilinx"
+    gowin = "gowin"
 
 
 @app.command()
 @_explains_mistakes
 def synth(
     config: ConfigFile,
-    family: Annotated[FamilyName, typer.Option(help="Chips to synthesize for.")] = FamilyName.ecp5,
+    family: Annotated[FamilyName, typer.Option(help="Chips to synthesize for; xilinx: 7 series.")] = FamilyName.ecp5,
     as_json: Json = False,
 ) -> None:
     """Synthesize an accelerator with Yosys and say where the logic goes, module by module.
@@ -244,7 +247,7 @@ def synth(
     \b
     Examples:
       nomul synth examples/exp4_16x16.toml
-      nomul synth examples/ternary_16x16.toml --json
+      nomul synth examples/ternary_16x16.toml --family xilinx --json
     """
     from nomul_hw.config import load_config
     from nomul_sim.synthesis import synthesize_accelerator

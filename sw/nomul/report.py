@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from matplotlib.axes import Axes
 
-    from nomul_hw.synth import Cost, Synthesis
+    from nomul_hw.families import Cost
+    from nomul_hw.synth import Synthesis
     from nomul_hw.verilog import Generated
 
     from .compiler import Program
@@ -218,7 +219,7 @@ def generated_table(made: "Generated") -> RenderableType:
 def synthesis_table(result: "Synthesis") -> RenderableType:
     """What every module occupies, all of them, and how that compares with the array."""
     array = result.array
-    table = _table("<module", "logic", "carry", "LUT4", "of the array's", "logic only", "FF", "block RAM",
+    table = _table("<module", "logic", "carry", "LUTs", "of the array's", "logic only", "FF", "block RAM",
                    "multipliers")
 
     def add(name: str, cost: "Cost") -> None:
@@ -231,7 +232,7 @@ def synthesis_table(result: "Synthesis") -> RenderableType:
     table.add_section()
     add("beside the array", result.beside)
     add("total", result.total)
-    return Group(table, f"{result.family}, {result.tool}; LUT4: cells of logic, and two of a carry cell")
+    return Group(table, f"{result.family}, {result.tool}; carry: LUTs in carry cells, which are not logic")
 
 
 def run_table(program: "Program | Schedule", result: "RunResult", *, most: int = 20) -> RenderableType:

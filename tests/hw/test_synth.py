@@ -4,8 +4,9 @@ import pytest
 
 from nomul_hw.accelerator import Accelerator
 from nomul_hw.config import ArrayConfig, MemoryConfig
+from nomul_hw.families import FAMILIES, Cost
 from nomul_hw.output import OutputStage
-from nomul_hw.synth import TOP, Cost, Synthesis, SynthesisError, synthesize, yosys_version
+from nomul_hw.synth import TOP, Synthesis, SynthesisError, synthesize, yosys_version
 from nomul_hw.verilog import to_verilog
 
 MULTIPLIER = """
@@ -64,6 +65,15 @@ def test_a_multiplier_is_seen():
     assert result.array == Cost() and result.overhead == float("inf")
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_maps_everything(family):
+    """Shifters, adders, registers with resets and enables, a block RAM; and a multiplier is seen."""
+    stage = synthesize(to_verilog(OutputStage(ArrayConfig("exp4", rows=1, cols=1)), "part"), "part", family).total
+    assert stage.lut > 100 and stage.ff > 200 and stage.bram >= 1 and stage.dsp == 0
+    if family != "ice40":  # those with DSPs need them asked for
+        assert synthesize(MULTIPLIER, "top", family).total.dsp == 1
+
+
 def test_costs_add_up():
     assert Cost(1, 2, 3, 4, 5) * 2 + Cost(1) == Cost(3, 4, 6, 8, 10)
 
@@ -79,7 +89,7 @@ def test_refusals(monkeypatch):
     refused(r"^what a cell DCCA costs is unknown$",
             "(* blackbox *) module DCCA(input CLKI, input CE, output CLKO);\nendmodule\n"
             "module top(input i, output o);\n  DCCA x (\n    .CLKI(i), .CE(i), .CLKO(o));\nendmodule")
-    with pytest.raises(ValueError, match=r"^family must be one of ecp5, not 'ice40'$"):
-        synthesize(MULTIPLIER, "top", "ice40")
+    with pytest.raises(ValueError, match=r"^family must be one of ecp5, ice40, xilinx, gowin, not 'asic'$"):
+        synthesize(MULTIPLIER, "top", "asic")
     monkeypatch.setattr("nomul_hw.synth.find_yosys", lambda: None)
     refused(r"^synthesis needs Yosys, which is not installed: pip install 'nomul\[synth\]'$", MULTIPLIER)
