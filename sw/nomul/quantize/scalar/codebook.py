@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from .source import Sample, Source, Weights, as_source
 
-__all__ = ["Codebook", "best_scales", "cells", "correlation", "midpoints"]
+__all__ = ["Codebook", "best_scales", "cells", "correlation", "midpoints", "quality"]
 
 Float64Array = npt.NDArray[np.float64]
 
@@ -45,6 +45,12 @@ def correlation(source: Source, levels: Float64Array, thresholds: Float64Array) 
     mass, moment = cells(source, thresholds)
     cross, energy = (levels * moment).sum(axis=-1), (levels * levels * mass).sum(axis=-1)
     return np.divide(cross, np.sqrt(energy * source.power), out=np.zeros_like(cross), where=energy > 0)
+
+
+def quality(source: Source, levels: Float64Array, thresholds: Float64Array) -> Float64Array:
+    """1 less the error's share of the weights' power (...), of levels (..., levels) as they are."""
+    mass, moment = cells(source, thresholds)
+    return (levels * (2 * moment - levels * mass)).sum(axis=-1) / source.power
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,8 +127,7 @@ class Codebook:
         if isinstance(self.source, Sample) and self.source.counts is None:  # exact even where the error is tiny
             error = float(np.mean(np.square(self.source.values - self.quantized)))
         else:
-            mass, moment = cells(self.source, self.thresholds)
-            error = self.source.power - 2 * float(self.levels @ moment) + float(self.levels**2 @ mass)
+            error = self.source.power * (1 - float(quality(self.source, self.levels, self.thresholds)))
         return _decibels(self.source.power, error)
 
     @property
@@ -150,7 +155,7 @@ def best_scales(source: Source, books: Float64Array, *,
     Returns
     -------
     scales, quality : float64 arrays, shape (books,)
-        The quality is 1 less the error's share of the weights' power: ``rho²`` where the best gain is 1.
+        See :func:`quality`; it is ``rho²`` at the best scale.
     """
     # The error has many minima in the scale of a coarse code: a dense grid first, then the best's neighbourhood.
     deviation, largest = math.sqrt(source.power), np.abs(books).max(axis=1)
@@ -159,9 +164,9 @@ def best_scales(source: Source, books: Float64Array, *,
         0, octaves, math.ceil(octaves * PER_OCTAVE) + 1)
     width = math.log(2) / PER_OCTAVE
     for _ in range(ROUNDS + 1):
-        quality = _at_scales(source, books, np.exp(logs), part)
-        at, rows = quality.argmax(axis=1), np.arange(len(books))
-        best, found = logs[rows, at], quality[rows, at]
+        values = _at_scales(source, books, np.exp(logs), part)
+        at, rows = values.argmax(axis=1), np.arange(len(books))
+        best, found = logs[rows, at], values[rows, at]
         logs = best[:, None] + np.linspace(-width, width, REFINED)
         width *= 2 / (REFINED - 1)
     return np.exp(best), found
@@ -176,6 +181,5 @@ def _at_scales(source: Source, books: Float64Array, scales: Float64Array,
     for start in range(0, scales.size, step):
         rows, columns = pairs[:, start : start + step]
         levels = books[rows] * scales[rows, columns][:, None]
-        mass, moment = cells(source, part(levels))
-        result[start : start + step] = (levels * (2 * moment - levels * mass)).sum(axis=1) / source.power
+        result[start : start + step] = quality(source, levels, part(levels))
     return result.reshape(scales.shape)

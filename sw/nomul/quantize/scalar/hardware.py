@@ -19,7 +19,7 @@ Float64Array = npt.NDArray[np.float64]
 StepRule = Literal["correlation", "range", "mean", "laplacian"]
 
 #: Steps that are tried in an octave, octaves below the step that saturates nothing, and rounds of refinement.
-PER_OCTAVE, OCTAVES, ROUNDS = 16, 4, 3
+PER_OCTAVE, OCTAVES, ROUNDS = 10, 4, 3
 
 #: Weights that are looked at together: what fits a core's caches.
 CHUNK = 1 << 15

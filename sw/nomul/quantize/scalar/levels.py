@@ -10,7 +10,7 @@ import numpy.typing as npt
 from nomul_hw.formats import WeightFormat
 
 from ..config import QuantizeError
-from .codebook import Codebook, best_scales, cells, midpoints
+from .codebook import Codebook, best_scales, cells, midpoints, quality
 from .source import Source, Weights, as_source
 
 __all__ = ["APoT", "DeepShift", "INQ", "LevelSet", "LloydMax", "LogNet", "check_bits", "symmetric"]
@@ -168,7 +168,7 @@ class LogNet:
         middle = round(math.log2(source.power) / 2)
         books = [_log_rounded(source, _powers(2.0**n, 2 ** (self.bits - 1) - 1, ratio), ratio, 2.0**n)
                  for n in range(middle - 2, middle + 7)]
-        return max(books, key=lambda book: book.sqnr)
+        return max(books, key=lambda book: float(quality(source, book.levels, book.thresholds)))
 
 
 @dataclass(frozen=True)
