@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from nomul.bench.quantizers import WEIGHTS, compare
+from nomul.bench.quantizers import ROWS, WEIGHTS, compare
 from nomul.estimate import estimate_network
 from nomul.quantize.scalar import GAUSSIAN, LAPLACIAN
 from nomul.scalesim import MODELS, estimate_by, load_topology
@@ -71,8 +71,10 @@ def _quantizers() -> str:
     bits = range(1, 7)
     both = [compare(density.name, {density.name: density.among(WEIGHTS)}, bits) for density in (GAUSSIAN, LAPLACIAN)]
     rows = []
-    for name in dict.fromkeys(each.method for each in both[0].methods):
+    for name in ROWS:
         found = [[comparison.find(name, width) for comparison in both] for width in bits]
+        if not any(each for pair in found for each in pair):
+            continue
         rows.append((name, *(" / ".join(f"{each.mean_sqnr:.1f}" for each in pair if each) for pair in found)))
     return _table(("method", *(f"{width} bit" for width in bits)), rows)
 

@@ -236,6 +236,14 @@ def test_ternary_is_the_best_of_all_ternary_weights():
     assert found.gain == pytest.approx(1)
 
 
+def test_lloyd_max_is_not_beaten():
+    """Even on tails so heavy that evenly spaced levels are a bad start."""
+    weights = np.random.default_rng(0).standard_t(2.5, size=4000)
+    best = LloydMax(5).fit(weights).sqnr
+    for other in (Linear(5), Exponential(5), Exponential(5, zero=True), APoT(5)):
+        assert other.fit(weights).sqnr < best
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_no_ternary_rule_beats_the_best(seed):
     weights = np.random.default_rng(seed).standard_t(3, size=1000) + 0.05

@@ -138,6 +138,9 @@ def methods(bits: int) -> dict[str, Quantizer]:
     return rows | {"Lloyd-Max": LloydMax(bits)}
 
 
+#: All rows, in the order of the tables.
+ROWS = tuple(dict.fromkeys([*methods(3), *methods(2), *methods(1)]))
+
 #: Rows whose ratio was searched, and so need a hardware format.
 _SEARCHED = (PART_II, WITH_ZERO)
 
@@ -261,9 +264,10 @@ def _print(comparison: Comparison, bits: Sequence[int]) -> None:
     table.add_column("method")
     for width in bits:
         table.add_column(f"{width} bit", justify="right")
-    for name in dict.fromkeys(each.method for each in comparison.methods):
+    for name in ROWS:
         found = [comparison.find(name, width) for width in bits]
-        table.add_row(name, *("" if each is None else f"{each.mean_sqnr:.2f}" for each in found))
+        if any(found):
+            table.add_row(name, *("" if each is None else f"{each.mean_sqnr:.2f}" for each in found))
     table.add_section()
     for name, other in VERSUS:
         cells = []

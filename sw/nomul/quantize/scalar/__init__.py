@@ -11,8 +11,9 @@ from typing import Protocol
 from .codebook import Codebook
 from .exponential import Exponential
 from .hardware import StepRule, nearest_format, steps
-from .levels import INQ, APoT, DeepShift, LevelSet, LloydMax, LogNet
+from .levels import INQ, APoT, DeepShift, LevelSet, LogNet
 from .linear import Linear, UniformLaplacian, laplacian_bits, laplacian_sqnr, laplacian_support
+from .lloyd import LloydMax
 from .source import GAUSSIAN, LAPLACIAN, Density, Sample, Weights
 from .ternary import Binary, Ternary, TernaryTGA, tga_scale, tga_slopes
 

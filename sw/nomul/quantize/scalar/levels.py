@@ -10,10 +10,10 @@ import numpy.typing as npt
 from nomul_hw.formats import WeightFormat
 
 from ..config import QuantizeError
-from .codebook import Codebook, best_scales, cells, midpoints, quality
+from .codebook import Codebook, best_scales, quality
 from .source import Source, Weights, as_source
 
-__all__ = ["APoT", "DeepShift", "INQ", "LevelSet", "LloydMax", "LogNet", "check_bits", "symmetric"]
+__all__ = ["APoT", "DeepShift", "INQ", "LevelSet", "LogNet", "check_bits", "peak", "symmetric"]
 
 Float64Array = npt.NDArray[np.float64]
 
@@ -169,42 +169,6 @@ class LogNet:
         books = [_log_rounded(source, _powers(2.0**n, 2 ** (self.bits - 1) - 1, ratio), ratio, 2.0**n)
                  for n in range(middle - 2, middle + 7)]
         return max(books, key=lambda book: float(quality(source, book.levels, book.thresholds)))
-
-
-@dataclass(frozen=True)
-class LloydMax:
-    """The levels of least squared error among all of their number (Lloyd 1957, Max 1960): what no other can beat.
-
-    Means of cells and thresholds between means, in turn, until they settle. Unique for densities; for other weights
-    the result may be a local optimum.
-    """
-
-    bits: int
-
-    #: Iterations at most, and the change of the levels, in deviations, that counts as none.
-    ITERATIONS, SETTLED = 5000, 1e-7
-
-    def __post_init__(self) -> None:
-        check_bits(self, self.bits, 1, 6)
-
-    def fit(self, weights: Weights) -> Codebook:
-        """Quantize weights of any shape, or a density."""
-        source = as_source(weights)
-        levels = _evenly(source, self.bits)
-        for _ in range(self.ITERATIONS):
-            mass, moment = cells(source, midpoints(levels))
-            moved = np.divide(moment, mass, out=levels.copy(), where=mass > 0)
-            change = np.abs(moved - levels).max()
-            levels = moved
-            if change < self.SETTLED * math.sqrt(source.power):
-                break
-        return Codebook.nearest(source, levels, 1.0)
-
-
-def _evenly(source: Source, bits: int) -> Float64Array:
-    """Evenly spaced levels at their best scale."""
-    levels = np.arange(1.0 - 2**bits, 2**bits, 2)
-    return levels * best_scales(source, levels[None])[0][0]
 
 
 def peak(method: object, source: Source) -> float:
