@@ -21,9 +21,9 @@ Float64Array = npt.NDArray[np.float64]
 class LloydMax:
     """Levels of least squared error among all of their number (Lloyd 1957, Max 1960): what others are measured by.
 
-    Means of cells and thresholds between means, in turn, until they settle. For a density the result is the optimum; for
-    other weights it may be a local one, but never worse than the best linear and exponential levels, since it starts
-    at these.
+    Means of cells and thresholds between means, in turn, until they settle. For a density the result is the optimum;
+    for other weights it may be a local one, but never worse than the best linear and exponential levels, since it
+    starts at these.
 
     Parameters
     ----------
