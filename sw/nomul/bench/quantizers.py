@@ -344,20 +344,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="print one JSON document, with figures of every layer")
     chosen = parser.parse_args(arguments)
     try:
-        networks = {path.name: load_layers(path, channels_last=chosen.channels_last) for path in chosen.weights}
-        comparisons = [compare(density.name, {density.name: density.among(WEIGHTS)}, chosen.bits)
-                       for density in (GAUSSIAN, LAPLACIAN)]
-        comparisons += [compare(name, layers, chosen.bits) for name, layers in networks.items()]
-    except (ModuleNotFoundError, QuantizeError) as error:
+        inputs: list[tuple[str, Mapping[str, Float64Array | Density]]] = [
+            *((density.name, {density.name: density.among(WEIGHTS)}) for density in (GAUSSIAN, LAPLACIAN)),
+            *((path.name, load_layers(path, channels_last=chosen.channels_last)) for path in chosen.weights)]
+        comparisons = []
+        for name, layers in inputs:
+            comparisons.append(compare(name, layers, chosen.bits))
+            if not chosen.json:
+                _print(comparisons[-1], chosen.bits)
+        if chosen.json:
+            print_json({"comparisons": [_document(comparison) for comparison in comparisons]})
+        if chosen.plot:
+            plot(comparisons, chosen.bits, chosen.plot)
+    except QuantizeError as error:
         print(error, file=sys.stderr)
         return 2
-    if chosen.json:
-        print_json({"comparisons": [_document(comparison) for comparison in comparisons]})
-    else:
-        for comparison in comparisons:
-            _print(comparison, chosen.bits)
-    if chosen.plot:
-        plot(comparisons, chosen.bits, chosen.plot)
+    except ModuleNotFoundError as error:
+        extra = {"torch": "torch", "matplotlib": "demo"}.get(error.name or "")
+        if extra is None:
+            raise
+        print(f"this needs the package {error.name!r}: pip install 'nomul[{extra}]'", file=sys.stderr)
+        return 2
     return 0
 
 

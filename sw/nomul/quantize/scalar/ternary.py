@@ -117,7 +117,7 @@ class TernaryTGA:
     def fit(self, weights: Weights) -> Codebook:
         """Quantize weights of any shape, or a density."""
         source = as_source(weights)
-        deviation = math.sqrt(source.power - source.mean**2)
+        deviation = math.sqrt(max(0.0, source.power - source.mean**2))
         wanted = self.threshold * deviation
         if self.share is not None:
             wanted = self.share * peak(self, source)
