@@ -259,7 +259,8 @@ def test_ternary_of_few_values():
 def test_rules():
     weights = np.asarray([0.9, -0.3, 0.02, -0.55, 0.1, -0.001])
     assert DeepShift(5).fit(weights).quantized == pytest.approx([1, -0.25, 2**-6, -0.5, 0.125, -(2**-10)])
-    assert DeepShift(3).fit(weights).quantized == pytest.approx([1, -0.25, 0, -0.5, 0, 0])
+    assert DeepShift(3).fit(weights).quantized == pytest.approx([1, -0.25, 0.25, -0.5, 0.25, -0.25])
+    assert DeepShift(3).fit([0.0, -0.0, 0.5, -1e-9]).quantized == pytest.approx([0, 0, 0.5, -0.25])
     # The largest power of INQ: 2**floor(log2(4 * 0.9 / 3)) = 1; with 4 bits four of them and 0.
     assert INQ(4).fit(weights).levels[5:] == pytest.approx([0.125, 0.25, 0.5, 1])
     assert INQ(4).fit(weights).quantized == pytest.approx([1, -0.25, 0, -0.5, 0.125, 0])

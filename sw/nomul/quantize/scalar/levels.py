@@ -109,7 +109,8 @@ def _log_rounded(source: Source, levels: Float64Array, ratio: float, scale: floa
 class DeepShift:
     """DeepShift-Q (Elhoushi et al., CVPR workshops 2021): ``±2**round(log2 |w|)``, exponents from 0 down.
 
-    There is no scale: weights must be below 1. Of the ``2**bits`` codes one is 0, and one is not used.
+    There is no scale: weights must be below 1. Those too small for the exponents get the smallest magnitude; only 0
+    itself becomes 0. One of the ``2**bits`` codes is not used.
     """
 
     bits: int = 5
@@ -119,7 +120,10 @@ class DeepShift:
 
     def fit(self, weights: Weights) -> Codebook:
         """Quantize weights of any shape, or a density."""
-        return _log_rounded(as_source(weights), _powers(1.0, 2 ** (self.bits - 1) - 1), 2.0, 1.0)
+        levels = _powers(1.0, 2 ** (self.bits - 1) - 1)
+        positive = levels[levels > 0][1:] / math.sqrt(2)
+        around_zero = [0.0, np.finfo(np.float64).tiny]
+        return Codebook(as_source(weights), levels, np.concatenate([-positive[::-1], around_zero, positive]), 1.0, 2.0)
 
 
 @dataclass(frozen=True)
