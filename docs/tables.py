@@ -10,7 +10,9 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from nomul.bench.quantizers import ROWS, WEIGHTS, compare
 from nomul.estimate import estimate_network
+from nomul.quantize.scalar import GAUSSIAN, LAPLACIAN
 from nomul.scalesim import MODELS, estimate_by, load_topology
 from nomul_hw.config import ArrayConfig
 from nomul_hw.descriptor import COUNTERS, DESCRIPTOR, LayerOp, Opcode, Target, field_table, parameter_fields
@@ -65,6 +67,18 @@ def _models() -> str:
     return _table(("layers", "MACs", "`nomul`", *(f"`{model}`" for model in MODELS)), rows)
 
 
+def _quantizers() -> str:
+    bits = range(1, 7)
+    both = [compare(density.name, {density.name: density.among(WEIGHTS)}, bits) for density in (GAUSSIAN, LAPLACIAN)]
+    rows = []
+    for name in ROWS:
+        found = [[comparison.find(name, width) for comparison in both] for width in bits]
+        if not any(each for pair in found for each in pair):
+            continue
+        rows.append((name, *(" / ".join(f"{each.mean_sqnr:.1f}" for each in pair if each) for pair in found)))
+    return _table(("method", *(f"{width} bit" for width in bits)), rows)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "formats": _formats,
     "opcodes": lambda: _enum(Opcode),
@@ -73,6 +87,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "descriptor": lambda: field_table(DESCRIPTOR),
     "parameters": lambda: field_table(parameter_fields(EXAMPLE)),
     "models": _models,
+    "quantizers": _quantizers,
     "counters": lambda: _table(("counter", "meaning"), [(f"`{name}`", text) for name, text in COUNTERS.items()]),
 }
 

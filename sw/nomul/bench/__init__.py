@@ -1,0 +1,1 @@
+"""Comparisons that the documentation quotes: ``python -m nomul.bench.NAME``."""
