@@ -337,6 +337,54 @@ def quantize(
 
 @app.command()
 @_explains_mistakes
+def report(
+    network: Annotated[Path, typer.Argument(metavar="NET.nomul", show_default=False,
+                                            help="What `nomul quantize` or `nomul compile` wrote.")],
+    model: Annotated[str, typer.Argument(
+        metavar="MODEL", show_default=False,
+        help="The float model that it was made from: [cyan]path/to/file.py:callable[/cyan] or "
+             "[cyan]package.module:callable[/cyan].")],
+    inputs: Annotated[Path, typer.Option(
+        "--input", metavar="X.npy", show_default=False,
+        help="Typical inputs, real numbers; some dozens, rather others than for calibration.")],
+    labels: Annotated[Path | None, typer.Option(
+        metavar="Y.npy", show_default=False, help="Which output should be the largest, an integer per input.")] = None,
+    weights: Annotated[Path | None, typer.Option(metavar="W.safetensors", show_default=False,
+                                                 help="State dictionary to load into the module.")] = None,
+    plot: Annotated[Path | None, typer.Option(metavar="FILE.png", show_default=False,
+                                              help="Draw the layers too.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Say where the accuracy of a quantized network went, layer by layer.
+
+    What every layer's weights, and the rounding of its output, do to the network's output on their own; what has
+    gathered on the way; zeros, levels, saturation, dead channels. Exit code 1 if fake quantization in PyTorch differs
+    from the integers in a single code.
+
+    \b
+    Examples:
+      nomul report net.nomul net.py:Net --weights w.safetensors --input x.npy --labels y.npy
+      nomul report digits.nomul nomul.digits:train --input x.npy --plot build/digits.png
+    """
+    from .inputs import load_array, load_model
+    from .quantize.attribution import attribute
+    from .report import attribution_table, plot_attribution, remark, steps
+
+    graph, samples = _load_graph(network), load_array(inputs)
+    classes = None if labels is None else load_array(labels)
+    with steps("import the model") as tell:
+        result = attribute(load_model(model, weights), graph, samples, classes, progress=tell)
+    if plot is not None:
+        plot_attribution(result, plot, title=f"{network.name}: where the accuracy went")
+    _print({"network": network, **result.to_dict()}, as_json, lambda: attribution_table(result))
+    if plot is not None:
+        remark(f"picture: {plot}")
+    if not result.ok:
+        raise typer.Exit(1)
+
+
+@app.command()
+@_explains_mistakes
 def compile(
     network: Annotated[Path, typer.Argument(metavar="NET.nomul", show_default=False,
                                             help="What `nomul quantize` wrote.")],
