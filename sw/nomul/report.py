@@ -34,12 +34,13 @@ if TYPE_CHECKING:
     from .graph import Graph
     from .quantize import QuantizeReport
     from .quantize.attribution import Attribution, LayerAttribution
+    from .quantize.mixed import MixedResult
     from .schedule import Schedule
     from .verify import Verification
 
 __all__ = ["attribution_table", "demo_table", "estimate_table", "generated_table", "json_text", "plain",
            "plot_attribution", "plot_demo", "print_json", "print_text", "program_memory", "program_table",
-           "quantize_table", "remark", "run_table", "steps", "synthesis_table", "verification_table"]
+           "quantize_table", "remark", "run_table", "search_table", "steps", "synthesis_table", "verification_table"]
 
 #: Width of tables that do not go to a terminal: nothing is cut short.
 _FILE_WIDTH = 200
@@ -178,6 +179,32 @@ def attribution_table(result: "Attribution") -> RenderableType:
             "output, in integers up to here and in float after it, or all in float but these weights or these codes")
     findings = [Text(f"- {finding}", style="" if result.ok else "bold red") for finding in result.findings]
     return Group(table, Text(note, style="dim"), "", *lines, *findings)
+
+
+def search_table(result: "MixedResult") -> RenderableType:
+    """What every format costs every layer, and how the choices compare."""
+    best, names = result.best, list(dict.fromkeys(name for row in result.sensitivity.values() for name in row))
+    layers = _table("<layer", *names, "<chosen")
+    for name, row in result.sensitivity.items():
+        layers.add_row(name, *(f"{row[fmt]:.1f}" if fmt in row else "" for fmt in names), best.formats[name])
+    note = "dB: power of the network's output over that of the error that a layer's weights alone bring"
+    first = result.choices[0]
+    table = _table("<formats", "bits", *(["<array", "cycles"] if first.cycles is not None else []),
+                   *(["LUTs"] if result.budget.luts is not None else []), "predicted dB", "measured dB",
+                   *(["as in float"] if first.agreement is not None else []),
+                   *(["accuracy"] if first.accuracy is not None else []), "<")
+    for choice in result.choices:
+        table.add_row(
+            choice.name, f"{choice.bits:.2f}",
+            *([choice.array or "", f"{choice.cycles:,}" if choice.cycles else ""] if first.cycles is not None else []),
+            *([f"{choice.luts:,}" if choice.luts else ""] if result.budget.luts is not None else []),
+            f"{choice.predicted_sqnr:.1f}", f"{choice.output_sqnr:.1f}",
+            *([] if choice.agreement is None else [_ratio(choice.agreement)]),
+            *([] if choice.accuracy is None else [_ratio(choice.accuracy)]),
+            "chosen" if choice is best else "" if choice.within else "beyond the budget",
+            style="bold" if choice is best else "" if choice.within else "dim")
+    lines = [] if result.float_accuracy is None else [f"accuracy in float: {_ratio(result.float_accuracy)}"]
+    return Group(layers, Text(note, style="dim"), table, *lines)
 
 
 def program_memory(program: "Program | Schedule") -> dict[str, dict[str, Any]]:

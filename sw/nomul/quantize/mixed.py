@@ -2,10 +2,9 @@
 
 Every layer is first quantized on its own, once per format, and the error that this brings to the float network's output
 is measured. To first order the errors of all layers add up, and so do bits and cycles; choosing a format per layer is
-then a knapsack problem, which is solved exactly. But weights are fitted to make up for the errors of the layers before,
-by how much is not known: so the problem is solved for some guesses of that. Each choice is a prediction: it is
-quantized as a whole, counted by the exact model and measured, beside every format alone. What does best within the
-budget wins.
+then a knapsack problem, which is solved exactly. What it finds is a prediction, since layers make up for the errors of
+those before: it is quantized as a whole, counted by the exact model and measured, beside every format alone. What does
+best within the budget wins.
 """
 
 from collections import Counter
@@ -44,12 +43,6 @@ Int64Array = npt.NDArray[np.int64]
 #: Choices of formats for the layers so far that the search keeps; below it is exact, beyond it keeps the best of every
 #: small interval of cost.
 MAX_STATES = 1 << 15
-
-#: What is left of an error after a further layer with weights has been fitted to its inputs: guesses.
-REMAINDERS = (1.0, 0.5, 0.25)
-
-#: Further layers that do so; those beyond find little to mend.
-MENDING = 3
 
 #: Times that the search lowers its limit because the exact cost is above the sum of the layers' costs.
 TRIES = 16
@@ -140,7 +133,7 @@ class MixedResult:
     budget : Budget
         What the network may cost.
     choices : tuple of Choice
-        The best mixed one first, if the budget allows any that is not one format for all; then every format alone.
+        The mixed one first, if the budget allows one that is not one format for all; then every format alone.
     best : Choice
         The one within the budget whose integer network is nearest to the float network.
     graph : Graph
@@ -295,20 +288,16 @@ class _Search:
         #: Copies in front of concatenations count too, so that the shapes are those of an integer network.
         self.shape = network_shape(uniform[0][1])
         found: list[tuple[Choice, Graph, QuantizeConfig]] = []
-        seen = []
+        alike = []
         for fmt, graph, config in uniform:
-            same = {layer.name: config.format_of(layer) for layer in self.convs}
-            able = next((machine for machine in self.machines if self._within(same, machine)), None)
-            found.append((measure(fmt.name, same, able, graph), graph, config))
-            seen.append(same)
-        mixes: list[tuple[Choice, Graph, QuantizeConfig]] = []
-        for guess in self._guesses(noise):
-            mix = self._solve(guess)
-            if mix is not None and mix[0] not in seen:
-                graph, config = self._quantized("a mixed choice", self._config(mix[0]))
-                mixes.append((measure("mixed", *mix, graph), graph, config))
-                seen.append(mix[0])
-        found = sorted(mixes, key=lambda one: -one[0].output_sqnr)[:1] + found
+            chosen = {layer.name: config.format_of(layer) for layer in self.convs}
+            able = next((machine for machine in self.machines if self._within(chosen, machine)), None)
+            found.append((measure(fmt.name, chosen, able, graph), graph, config))
+            alike.append(chosen)
+        mixed = self._solve(noise)
+        if mixed is not None and mixed[0] not in alike:
+            graph, config = self._quantized("the mixed choice", self._config(mixed[0]))
+            found.insert(0, (measure("mixed", *mixed, graph), graph, config))
         within = [(choice, graph, config) for choice, graph, config in found if choice.within]
         if not within:
             raise QuantizeError(self._refusal())
@@ -346,12 +335,6 @@ class _Search:
     def _values(self, x: Float64Array) -> dict[str, Float64Array]:
         """Outputs of all layers, and the input."""
         return {INPUT: x, **{layer.name: value for layer, value in self.network.outputs(x)}}
-
-    def _guesses(self, noise: Mapping[str, Mapping[str, float]]) -> list[dict[str, dict[str, float]]]:
-        """What is left of the layers' errors once the layers after them are fitted to their inputs, for each guess."""
-        after = {name: min(len(noise) - 1 - at, MENDING) for at, name in enumerate(noise)}
-        return [{name: {fmt: value * remainder ** after[name] for fmt, value in row.items()}
-                 for name, row in noise.items()} for remainder in REMAINDERS]
 
     # Costs -----------------------------------------------------------------------------------------------------------
 
