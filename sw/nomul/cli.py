@@ -307,11 +307,7 @@ def quantize(
 
     if (format is None) == (config is None):
         raise InputError("give either --format NAME or --config CONFIG.toml")
-    pairs = [item.rpartition("=") for item in format_of or []]
-    for item, (pattern, _, _) in zip(format_of or [], pairs, strict=True):
-        if not pattern:
-            raise InputError(f"--format-of takes PATTERN=NAME, such as *.fc=int8, not {item!r}")
-    choices: dict[str, Any] = {"method": method, "formats": {pattern: name for pattern, _, name in pairs}}
+    choices: dict[str, Any] = {"method": method, "formats": _formats_of(format_of)}
     if config is not None:
         array = load_config(config)
         choice = QuantizeConfig(array.format, act_bits=array.act_bits, gain_terms=array.gain_terms,
@@ -336,6 +332,145 @@ def quantize(
         "weights": count,
         "layers": report.to_dict(),
     }, as_json, lambda: quantize_table(graph, report))
+
+
+@app.command()
+@_explains_mistakes
+def search(
+    model: Annotated[str, typer.Argument(
+        metavar="MODEL", show_default=False,
+        help="[cyan]path/to/file.py:callable[/cyan] or [cyan]package.module:callable[/cyan], as for "
+             "[cyan]nomul quantize[/cyan].")],
+    calibration: Annotated[Path, typer.Option(
+        metavar="X.npy", show_default=False,
+        help="Typical inputs, real numbers of shape (N, C, H, W) or (N, features); a few hundred.")],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="NET.nomul", show_default=False,
+                                         help="Folder to write the best network to.")],
+    formats: Annotated[str, typer.Option(help="What to choose from, with commas.")] = "ternary,pot3,exp4,exp5,int8",
+    bits: Annotated[float | None, typer.Option(metavar="N", show_default=False,
+                                               help="Budget: bits per weight, on average.")] = None,
+    cycles: Annotated[int | None, typer.Option(
+        metavar="N", show_default=False,
+        help="Budget: cycles of one sample, exactly; formats that the array does not hold run as planes.")] = None,
+    luts: Annotated[int | None, typer.Option(
+        metavar="N", show_default=False,
+        help="Budget: logic cells of the array, whose format is then chosen among those of --lut.")] = None,
+    lut: Annotated[list[str] | None, typer.Option(
+        metavar="NAME=N", show_default=False,
+        help="Logic cells of an array of a format, such as [cyan]ternary=5000[/cyan]: what `nomul synth` says. May be "
+             "repeated.")] = None,
+    config: Annotated[Path | None, typer.Option(metavar="CONFIG.toml", show_default=False,
+                                                help="The array to count cycles on, memories and all.")] = None,
+    array: Annotated[str | None, typer.Option(
+        metavar="SHAPE", show_default=False,
+        help="The array to count cycles on, ROWSxCOLS or ROWSxLANESxCOLS, with memories as large as needed and ternary "
+             "weights.")] = None,
+    format_of: Annotated[list[str] | None, typer.Option(
+        metavar="PATTERN=NAME", show_default=False,
+        help="A format that is not searched for, for the layers whose names match; may be repeated.")] = None,
+    inputs: Annotated[Path | None, typer.Option(
+        "--input", metavar="X.npy", show_default=False,
+        help="Inputs to measure the choices on, other than the calibration's.")] = None,
+    labels: Annotated[Path | None, typer.Option(
+        metavar="Y.npy", show_default=False,
+        help="Which output should be the largest, an integer per input of --input.")] = None,
+    weights: Annotated[Path | None, typer.Option(metavar="W.safetensors", show_default=False,
+                                                 help="State dictionary to load into the module.")] = None,
+    method: Annotated[str, typer.Option(help="As of [cyan]nomul quantize[/cyan].")] = "gptq",
+    as_json: Json = False,
+) -> None:
+    """Choose a weight format for every layer, the best that a budget of bits, cycles or LUTs allows.
+
+    Layers are quantized one at a time to see what each format costs them; the choice is then quantized as a whole and
+    measured beside every format alone. The best within the budget is written.
+
+    \b
+    Examples:
+      nomul search net.py:Net --calibration x.npy --bits 3 -o net.nomul
+      nomul search net.py:Net --calibration x.npy --cycles 8000 --array 16x16 --input t.npy --labels y.npy -o net.nomul
+      nomul search net.py:Net --calibration x.npy --luts 20000 --lut ternary=8000 --lut exp4=18000 -o net.nomul
+    """
+    from nomul_hw.config import ArrayConfig, load_config
+
+    from .files import save_graph
+    from .inputs import InputError, load_array, load_model, parse_shape
+    from .quantize import QuantizeConfig
+    from .quantize.mixed import Budget, search_formats
+    from .report import search_table, steps
+
+    if config is not None and array is not None:
+        raise InputError("give either --array SHAPE or --config CONFIG.toml")
+    names = [name.strip() for name in formats.split(",")]
+    table = _pairs("--lut", lut, "NAME=N", "ternary=5000")
+    for name, cells in table.items():
+        if not cells.isdecimal() or not int(cells):
+            raise InputError(f"--lut takes NAME=N with a positive number, such as ternary=5000, not {name}={cells}")
+    target = None
+    choices: dict[str, Any] = {"method": method, "formats": _formats_of(format_of)}
+    if config is not None:
+        target = load_config(config)
+        choices |= {"act_bits": target.act_bits, "gain_terms": target.gain_terms, "acc_bits": target.acc_bits}
+    elif array is not None:
+        rows, lanes, cols = parse_shape(array)
+        target = ArrayConfig("ternary", rows=rows, lanes=lanes, cols=cols)  # type: ignore[arg-type]
+    samples = load_array(calibration)
+    checks, classes = (None if path is None else load_array(path) for path in (inputs, labels))
+    with steps("import the model") as tell:
+        result = search_formats(
+            load_model(model, weights), samples, names, Budget(bits, cycles, luts), array=target,
+            config=QuantizeConfig(names[0], **choices), fit=config is not None,  # type: ignore[arg-type]
+            luts={name: int(cells) for name, cells in table.items()}, inputs=checks,
+            labels=classes, progress=tell)
+        save_graph(result.graph, output)
+    _print({"network": output, **result.to_dict()}, as_json, lambda: search_table(result))
+
+
+@app.command()
+@_explains_mistakes
+def report(
+    network: Annotated[Path, typer.Argument(metavar="NET.nomul", show_default=False,
+                                            help="What `nomul quantize` or `nomul compile` wrote.")],
+    model: Annotated[str, typer.Argument(
+        metavar="MODEL", show_default=False,
+        help="The float model that it was made from: [cyan]path/to/file.py:callable[/cyan] or "
+             "[cyan]package.module:callable[/cyan].")],
+    inputs: Annotated[Path, typer.Option(
+        "--input", metavar="X.npy", show_default=False,
+        help="Typical inputs, real numbers; some dozens, rather others than for calibration.")],
+    labels: Annotated[Path | None, typer.Option(
+        metavar="Y.npy", show_default=False, help="Which output should be the largest, an integer per input.")] = None,
+    weights: Annotated[Path | None, typer.Option(metavar="W.safetensors", show_default=False,
+                                                 help="State dictionary to load into the module.")] = None,
+    plot: Annotated[Path | None, typer.Option(metavar="FILE.png", show_default=False,
+                                              help="Draw the layers too.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Say where the accuracy of a quantized network went, layer by layer.
+
+    What every layer's weights, and the rounding of its output, do to the network's output on their own; what has
+    gathered on the way; zeros, levels, saturation, dead channels. Exit code 1 if fake quantization in PyTorch differs
+    from the integers in a single code.
+
+    \b
+    Examples:
+      nomul report net.nomul net.py:Net --weights w.safetensors --input x.npy --labels y.npy
+      nomul report digits.nomul nomul.digits:train --input x.npy --plot build/digits.png
+    """
+    from .inputs import load_array, load_model
+    from .quantize.attribution import attribute
+    from .report import attribution_table, plot_attribution, remark, steps
+
+    graph, samples = _load_graph(network), load_array(inputs)
+    classes = None if labels is None else load_array(labels)
+    with steps("import the model") as tell:
+        result = attribute(load_model(model, weights), graph, samples, classes, progress=tell)
+    if plot is not None:
+        plot_attribution(result, plot, title=f"{network.name}: where the accuracy went")
+    _print({"network": network, **result.to_dict()}, as_json, lambda: attribution_table(result))
+    if plot is not None:
+        remark(f"picture: {plot}")
+    if not result.ok:
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -576,6 +711,21 @@ def _compiled(network: Path, config: Path, word_cycles: float = 0) -> "Program |
 
     array = load_config(config)
     return compile_network(_load_graph(network), array, word_cycles=word_cycles)
+
+
+def _formats_of(given: list[str] | None) -> dict[str, str]:
+    return _pairs("--format-of", given, "PATTERN=NAME", "*.fc=int8")
+
+
+def _pairs(option: str, given: list[str] | None, form: str, example: str) -> dict[str, str]:
+    """Read what a repeated option says of the form ``NAME=VALUE``."""
+    from .inputs import InputError
+
+    pairs = [(item, *item.rpartition("=")[::2]) for item in given or []]
+    for item, name, _ in pairs:
+        if not name:
+            raise InputError(f"{option} takes {form}, such as {example}, not {item!r}")
+    return {name: value for _, name, value in pairs}
 
 
 def _load_graph(folder: Path) -> "Graph":

@@ -34,12 +34,14 @@ if TYPE_CHECKING:
     from .estimate import Estimate
     from .graph import Graph
     from .quantize import QuantizeReport
+    from .quantize.attribution import Attribution, LayerAttribution
+    from .quantize.mixed import MixedResult
     from .schedule import Schedule
     from .verify import Verification
 
-__all__ = ["demo_table", "estimate_table", "generated_table", "json_text", "plain", "plot_demo",
-           "print_json", "print_text", "program_memory", "program_table", "quantize_table", "remark",
-           "run_table", "steps", "synthesis_table", "verification_table"]
+__all__ = ["attribution_table", "demo_table", "estimate_table", "generated_table", "json_text", "plain",
+           "plot_attribution", "plot_demo", "print_json", "print_text", "program_memory", "program_table",
+           "quantize_table", "remark", "run_table", "search_table", "steps", "synthesis_table", "verification_table"]
 
 #: Width of tables that do not go to a terminal: nothing is cut short.
 _FILE_WIDTH = 200
@@ -146,6 +148,64 @@ def quantize_table(graph: "Graph", report: "QuantizeReport") -> RenderableType:
                       "" if layer.zeros is None else _ratio(layer.zeros), _ratio(layer.saturation),
                       f"2^{layer.exponent}")
     return Group(table, "", "dB: power of the float values over that of the error, on the calibration inputs")
+
+
+def attribution_table(result: "Attribution") -> RenderableType:
+    """Every layer's part in the error, and what is worth a look."""
+    table = _table("<\nlayer", "<\nkind", "<\nweights", "zero\nweights", "levels\nused", "entropy\nbits",
+                   "weights\ndB", "layer, dB\nfake", "\ninteger", "network, dB\nup to here", "weights\nalone",
+                   "codes\nalone", "\nsaturated", "dead\nchannels")
+
+    def decibels(value: float | None) -> str:
+        return "" if value is None else f"{value:.1f}"
+
+    for layer in result.layers:
+        weights = [""] * 4
+        if layer.zeros is not None and layer.entropy is not None:
+            weights = [_ratio(layer.zeros), f"{len(layer.levels) - layer.unused} of {len(layer.levels)}",
+                       f"{layer.entropy:.2f}", decibels(layer.weight_sqnr)]
+        table.add_row(layer.name, layer.kind, layer.format or "", *weights,
+                      decibels(layer.fake_sqnr), decibels(layer.integer_sqnr), decibels(layer.up_to_here),
+                      decibels(layer.from_weights), decibels(layer.from_codes), _ratio(layer.saturation),
+                      f"{layer.dead} of {layer.channels}" if layer.dead else "",
+                      style="bold red" if layer.differences else "")
+    parts = decibels(result.parts_sqnr)
+    lines = [f"{result.samples} samples: output {decibels(result.output_sqnr)} dB; all parts' errors added: {parts}"]
+    if result.agreement is not None:
+        lines.append(f"largest output as in float: {_ratio(result.agreement)}")
+    if result.float_accuracy is not None and result.integer_accuracy is not None:
+        lines.append(f"accuracy: {_ratio(result.float_accuracy)} in float, {_ratio(result.integer_accuracy)} in "
+                     f"integers")
+    note = ("dB: power of the float values over that of the error; layer: of its output; network: of the network's\n"
+            "output, in integers up to here and in float after it, or all in float but these weights or these codes")
+    findings = [Text(f"- {finding}", style="" if result.ok else "bold red") for finding in result.findings]
+    return Group(table, Text(note, style="dim"), "", *lines, *findings)
+
+
+def search_table(result: "MixedResult") -> RenderableType:
+    """What every format costs every layer, and how the choices compare."""
+    best, names = result.best, list(dict.fromkeys(name for row in result.sensitivity.values() for name in row))
+    layers = _table("<layer", *names, "<chosen")
+    for name, row in result.sensitivity.items():
+        layers.add_row(name, *(f"{row[fmt]:.1f}" if fmt in row else "" for fmt in names), best.formats[name])
+    note = "dB: power of the network's output over that of the error that a layer's weights alone bring"
+    first = result.choices[0]
+    table = _table("<formats", "bits", *(["<array", "cycles"] if first.cycles is not None else []),
+                   *(["LUTs"] if result.budget.luts is not None else []), "predicted dB", "measured dB",
+                   *(["as in float"] if first.agreement is not None else []),
+                   *(["accuracy"] if first.accuracy is not None else []), "<")
+    for choice in result.choices:
+        table.add_row(
+            choice.name, f"{choice.bits:.2f}",
+            *([choice.array or "", f"{choice.cycles:,}" if choice.cycles else ""] if first.cycles is not None else []),
+            *([f"{choice.luts:,}" if choice.luts else ""] if result.budget.luts is not None else []),
+            f"{choice.predicted_sqnr:.1f}", f"{choice.output_sqnr:.1f}",
+            *([] if choice.agreement is None else [_ratio(choice.agreement)]),
+            *([] if choice.accuracy is None else [_ratio(choice.accuracy)]),
+            "chosen" if choice is best else "" if choice.within else "beyond the budget",
+            style="bold" if choice is best else "" if choice.within else "dim")
+    lines = [] if result.float_accuracy is None else [f"accuracy in float: {_ratio(result.float_accuracy)}"]
+    return Group(layers, Text(note, style="dim"), table, *lines)
 
 
 def program_memory(program: "Program | Schedule") -> dict[str, dict[str, Any]]:
@@ -370,6 +430,92 @@ def plot_demo(rows: Sequence["Row"], path: Path, *, title: str) -> None:
     accuracy.tick_params(axis="x", colors=_MUTED, labelsize=8)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, metadata={"Software": "nomul"})
+
+
+def plot_attribution(result: "Attribution", path: Path, *, title: str) -> None:
+    """Draw every layer's part in the error: what it loses, which channels are dead, which exponents its weights use.
+
+    Parameters
+    ----------
+    path : Path
+        The PNG file to write.
+    title : str
+        What was quantized.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    layers = result.layers
+    places = list(range(len(layers)))
+    figure = Figure(figsize=(11, 1.9 + 0.3 * len(layers)), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.suptitle(title, x=0.012, ha="left", fontsize=12, color=_INK, weight="bold")
+    lost, dead, use = figure.subplots(1, 3, sharey=True, width_ratios=[2, 0.7, 1.3])
+
+    for values, name, style in (
+            ([layer.integer_sqnr for layer in layers], "the layer's output",
+             {"color": _BASELINE, "linewidth": 1.5, "linestyle": "--"}),
+            ([layer.up_to_here for layer in layers], "the network's output, integers up to here",
+             {"color": _INK, "linewidth": 1.5}),
+            ([layer.from_weights for layer in layers], "only these weights quantized",
+             {"color": _ACCENT, "marker": "o", "linestyle": ""}),
+            ([layer.from_codes for layer in layers], "only these output codes",
+             {"color": _ACCENT, "marker": "o", "linestyle": "", "markerfacecolor": "white"})):
+        # Infinite where nothing is lost: nothing to draw.
+        points = [(value, place) for value, place in zip(values, places, strict=True)
+                  if value is not None and math.isfinite(value)]
+        lost.plot([value for value, _ in points], [place for _, place in points], label=name, **style)
+    lost.grid(axis="x", color="#e4e7eb", linewidth=0.8)
+    lost.set_axisbelow(True)
+    lost.set_yticks(places, [f"{layer.name}  {layer.format or ''}".rstrip() for layer in layers])
+    lost.set_ylim(len(layers) - 0.5, -0.5)
+    figure.legend(loc="outside lower left", fontsize=8, frameon=False, ncols=4, labelcolor=_INK)
+
+    shares = [100 * layer.dead / layer.channels for layer in layers]
+    dead.barh(places, shares, height=0.55, color=_BASELINE)
+    for place, layer in zip(places, layers, strict=True):
+        if layer.dead:
+            dead.annotate(str(layer.dead), (shares[place], place), (3, 0), textcoords="offset points", va="center",
+                          fontsize=8, color=_INK)
+    dead.set_xlim(0, 1.3 * max(*shares, 1.0))
+
+    start = [0.0] * len(layers)
+    for octave in range(-1, _OCTAVES):
+        widths = [_octave_share(layer, octave) for layer in layers]
+        use.barh(places, widths, left=start, height=0.7, color="white" if octave < 0 else _shade(octave),
+                 edgecolor=_MUTED if octave < 0 else "white", linewidth=0.5)
+        start = [left + width for left, width in zip(start, widths, strict=True)]
+    use.set_xlim(0, 1)
+    for axis, what in ((lost, "signal over error, dB"), (dead, "dead channels, %"),
+                       (use, "weights: zero (white), then by exponent,\nthe largest darkest")):
+        axis.set_title(what, loc="left", fontsize=9, color=_MUTED)
+        axis.tick_params(length=0, colors=_INK, labelsize=8)
+        axis.spines[:].set_visible(False)
+    dead.set_xticks([])
+    use.set_xticks([])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, metadata={"Software": "nomul"})
+
+
+#: Exponents that the picture tells apart, from the largest down; what lies below counts as the last.
+_OCTAVES = 8
+
+
+def _octave_share(layer: "LayerAttribution", octave: int) -> float:
+    """Share of a layer's weights that lie so many octaves below its format's largest level; of zeros for -1."""
+    if not layer.weights:
+        return 0.0
+    top = max(map(abs, layer.levels)).bit_length()
+    found = sum(count for level, count in layer.levels.items()
+                if octave == (min(top - abs(level).bit_length(), _OCTAVES - 1) if level else -1))
+    return found / layer.weights
+
+
+def _shade(octave: int) -> tuple[float, float, float]:
+    """From the accent colour towards white."""
+    part = 0.9 * octave / _OCTAVES
+    red, green, blue = (int(_ACCENT[at : at + 2], 16) / 255 for at in (1, 3, 5))
+    return red + part * (1 - red), green + part * (1 - green), blue + part * (1 - blue)
 
 
 def _bars(axis: "Axes", lengths: Sequence[int], colours: Sequence[str]) -> None:

@@ -18,7 +18,7 @@ from nomul_sim import golden
 
 from .small import CONFIG, CONFIG_TOML, small_graph, small_program
 
-COMMANDS = ["demo", "generate", "synth", "quantize", "compile", "estimate", "run", "verify"]
+COMMANDS = ["demo", "generate", "synth", "quantize", "search", "report", "compile", "estimate", "run", "verify"]
 
 MODEL = """
 from torch import manual_seed, nn
@@ -166,6 +166,49 @@ def test_synth():
     assert data["overhead"] == data["beside"]["lut"] / data["array"]["lut"]
     lines = invoke("synth", "array.toml").stdout.splitlines()  # from the cache
     assert any("beside the array" in line and f"{data['beside']['lut']:,}" in line for line in lines)
+
+
+def test_report():
+    invoke("quantize", "model.py:make", "--calibration", "x.npy", "--format", "pot3", "-o", "net.nomul")
+    np.save("y.npy", np.zeros(20, dtype=np.int64))
+    arguments = ["report", "net.nomul", "model.py:make", "--input", "x.npy", "--labels", "y.npy"]
+    data = document(*arguments, "--plot", "out/net.png")
+    assert data["ok"] and data["samples"] == 20 and 0 <= data["integer_accuracy"] <= 1
+    assert [layer["kind"] for layer in data["layers"]] == ["input", "conv", "max", "conv"]
+    conv = data["layers"][1]
+    assert conv["format"] == "pot3" and sum(conv["levels"].values()) == conv["weights"] == 72
+    assert data["layers"][-1]["up_to_here"] == pytest.approx(data["output_sqnr"])
+    assert Path("out/net.png").read_bytes().startswith(b"\x89PNG")
+    text = invoke(*arguments).stdout
+    assert f"output {data['output_sqnr']:.1f} dB" in text and "accuracy: " in text
+    assert all(finding in text for finding in data["findings"])
+
+
+def test_a_report_of_a_difference_fails(monkeypatch):
+    from nomul.quantize.fake_quant import FakeQuant
+
+    invoke("quantize", "model.py:make", "--calibration", "x.npy", "--format", "pot3", "-o", "net.nomul")
+    codes = FakeQuant.codes
+    monkeypatch.setattr(FakeQuant, "codes", lambda self, x: {
+        name: code ^ 1 if name == self.graph.output else code for name, code in codes(self, x).items()})
+    data = document("report", "net.nomul", "model.py:make", "--input", "x.npy", code=1)
+    assert not data["ok"] and data["layers"][-1]["differences"] == 60 and "a bug" in data["findings"][0]
+
+
+def test_search():
+    np.save("y.npy", np.zeros(20, dtype=np.int64))
+    arguments = ["search", "model.py:make", "--calibration", "x.npy", "--formats", "ternary,int4", "-o", "net.nomul"]
+    data = document(*arguments, "--bits", 3, "--config", "array.toml", "--input", "x.npy", "--labels", "y.npy")
+    best = next(choice for choice in data["choices"] if choice["name"] == data["best"])
+    assert best["within"] and best["bits"] <= 3 and best["array"] == "ternary"
+    graph = load_graph("net.nomul")
+    assert {node.name: graph.format_of(node).name for node in graph.computing if hasattr(node, "weights")} == (
+        data["formats"]) == best["formats"]
+    assert document("estimate", "net.nomul", "array.toml")["cycles"] <= best["cycles"]  # some need fewer planes
+    text = invoke(*arguments, "--luts", 50, "--lut", "ternary=40", "--lut", "int4=90", "--array", "4x4").stdout
+    assert "chosen" in text and "beyond the budget" in text and "LUTs" in text
+    only = document(*arguments, "--cycles", 10**6, "--array", "4x4", "--format-of", "*=ternary")
+    assert set(only["formats"].values()) == {"ternary"}
 
 
 def test_from_module_to_outputs():
@@ -402,6 +445,24 @@ MISTAKES = {
     "quantize: calibration of another shape": (
         lambda: ["quantize", "model.py:make", "--calibration", saved("y.npy", np.zeros((4, 3, 4, 4))), "--format",
                  "int4", "-o", "out"], "expected input[2, 3, 4, 4] to have 2 channels"),
+    "report: another network": (lambda: ["report", "net.nomul", "model.py:make", "--input", "x.npy"],
+                                "The integer network was not made from this float network"),
+    "report: no network": (lambda: ["report", "no.nomul", "model.py:make", "--input", "x.npy"],
+                           "no.nomul: no such folder"),
+    "search: no budget": (lambda: ["search", "model.py:make", "--calibration", "x.npy", "-o", "out"],
+                          "A budget is a positive number of bits per weight, of cycles or of LUTs"),
+    "search: too small a budget": (
+        lambda: ["search", "model.py:make", "--calibration", "x.npy", "--formats", "ternary", "--bits", "1", "-o",
+                 "out"], "Nothing is within 1.0 bits per weight; the least is 2.00 bits"),
+    "search: cycles of nothing": (
+        lambda: ["search", "model.py:make", "--calibration", "x.npy", "--cycles", "9", "-o", "out"],
+        "A budget of cycles needs an array"),
+    "search: two arrays": (
+        lambda: ["search", "model.py:make", "--calibration", "x.npy", "--cycles", "9", "--array", "2x2", "--config",
+                 "array.toml", "-o", "out"], "give either --array SHAPE or --config CONFIG.toml"),
+    "search: no number": (
+        lambda: ["search", "model.py:make", "--calibration", "x.npy", "--luts", "9", "--lut", "ternary=x", "-o", "out"],
+        "--lut takes NAME=N with a positive number, such as ternary=5000, not ternary=x"),
     "compile: no network": (lambda: ["compile", "no.nomul", "array.toml", "-o", "out"], "no.nomul: no such folder"),
     "compile: a format that the array cannot make": (
         lambda: ["compile", "net.nomul", with_config("[array]\nformat = 'binary'"), "-o", "out"],
