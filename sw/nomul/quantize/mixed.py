@@ -373,17 +373,22 @@ class _Search:
         """The budget, as a cost."""
         if self.budget.cycles is not None:
             return self.budget.cycles
-        return int((self.budget.bits or 64) * self.weights)
+        # Above what any format takes, where only the array is limited. A little more than the product, which may round.
+        return int((self.budget.bits or 64) * self.weights + 1e-6)
 
     def _within(self, chosen: Mapping[str, WeightFormat], machine: _Machine) -> bool:
         cost = self._cost(chosen, machine)
         return cost is not None and cost <= self._limit
 
     def _refusal(self) -> str:
+        """Why nothing is within the budget."""
         wanted = ", ".join(f"{value} {name}" for name, value in asdict(self.budget).items() if value is not None)
         least = [sum(min(costs.values()) for costs in table.values()) + base
                  for base, table in map(self._costs, self.machines) if table and all(table.values())]
         if not least:
+            last = self.machines[-1]
+            if self.budget.cycles is not None and last.array is not None:
+                estimate_network(self._shape(self._first(last)), last.array, fit=self.fit)  # may say why
             return f"No choice among {', '.join(fmt.name for fmt in self.formats)} can run on the array within {wanted}"
         if self.budget.cycles is not None:
             return f"Nothing is within {wanted}; the least is about {min(least)} cycles"
@@ -392,24 +397,25 @@ class _Search:
     # Choosing --------------------------------------------------------------------------------------------------------
 
     def _costs(self, machine: _Machine) -> tuple[int, dict[str, dict[WeightFormat, int]]]:
-        """Cost of a network of all first options, and what another option of a layer adds.
+        """Cost of a network of first formats, and what each option of a layer adds, by layer.
 
-        A layer without options, where the machine cannot run it, has none.
+        A layer that the machine cannot run has no options; if that is true of the first formats already, there is no
+        layer.
         """
-        first = {name: options[0] for name, options in self.options.items()}
-        if machine.array is not None:
-            # What the array surely holds, so that a format that it cannot run is only that layer's problem.
-            first = {name: machine.array.format if len(self.options[name]) > 1 else fmt for name, fmt in first.items()}
+        first = self._first(machine)
         base = self._cost(first, machine)
         if base is None:
-            if machine.array is not None:
-                estimate_network(self._shape(first), machine.array, fit=self.fit)  # says why
             return 0, {}
         table: dict[str, dict[WeightFormat, int]] = {}
         for name, options in self.options.items():
             costs = {fmt: self._cost({**first, name: fmt}, machine) for fmt in options}
             table[name] = {fmt: cost - base for fmt, cost in costs.items() if cost is not None}
         return base, table
+
+    def _first(self, machine: _Machine) -> dict[str, WeightFormat]:
+        """A format for every layer, the array's if there is one: then one that it cannot run stays out alone."""
+        return {name: options[0] if machine.array is None or len(options) == 1 else machine.array.format
+                for name, options in self.options.items()}
 
     def _solve(self, noise: Mapping[str, Mapping[str, float]]) -> tuple[dict[str, WeightFormat], _Machine] | None:
         """The choice of least predicted error within the budget, and the smallest array for it."""
