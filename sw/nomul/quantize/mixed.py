@@ -47,7 +47,7 @@ MAX_STATES = 1 << 15
 #: Times that the search lowers its limit because the exact cost is above the sum of the layers' costs.
 TRIES = 16
 
-#: Activations that are held at a time while an integer network is measured.
+#: Activations that are held at a time while a network is measured.
 PART_VALUES = 1 << 24
 
 
@@ -207,7 +207,7 @@ def search_formats(
         raise QuantizeError("A budget of cycles needs an array")
     if (budget.luts is None) != (not luts):
         raise QuantizeError("A budget of LUTs and a table of LUTs by format go together")
-    choices = tuple(get_format(fmt) if isinstance(fmt, str) else fmt for fmt in _known(formats))
+    choices = _known(formats)
     if labels is not None and inputs is None:
         raise QuantizeError("Labels go with inputs that are not the calibration's")
     network, x = float_inputs(network, calibration)
@@ -216,14 +216,15 @@ def search_formats(
                    progress or (lambda _: None)).run(x if inputs is None else float_inputs(network, inputs)[1], labels)
 
 
-def _known(formats: Sequence[WeightFormat | str]) -> list[WeightFormat | str]:
+def _known(formats: Sequence[WeightFormat | str]) -> tuple[WeightFormat, ...]:
+    """The formats, names looked up, each once."""
     try:
-        known = {get_format(fmt) if isinstance(fmt, str) else fmt: fmt for fmt in formats}
+        known = dict.fromkeys(get_format(fmt) if isinstance(fmt, str) else fmt for fmt in formats)
     except ValueError as error:
         raise QuantizeError(str(error)) from None
     if not known:
         raise QuantizeError("There are no formats to choose from")
-    return list(known.values())
+    return tuple(known)
 
 
 @dataclass(frozen=True)
@@ -252,6 +253,8 @@ def _machines(array: ArrayConfig | None, luts: Mapping[str, int] | None, budget:
 class _Search:
     """One search."""
 
+    shape: NetworkShape
+
     def __init__(self, network: FloatGraph, x: Float64Array, formats: tuple[WeightFormat, ...], budget: Budget,
                  config: QuantizeConfig, machines: tuple[_Machine, ...], fit: bool,
                  progress: Callable[[str], None]) -> None:
@@ -268,11 +271,11 @@ class _Search:
     def run(self, inputs: Float64Array, labels: npt.ArrayLike | None) -> MixedResult:
         """Search, and measure on these inputs."""
         classes = as_labels(self.network, labels, len(inputs))
-        real = self.network.run(inputs).reshape(len(inputs), -1)
+        real = self._in_parts(inputs, lambda x: self.network.run(x).reshape(len(x), -1))
         noise = self._noise(inputs[: len(self.x)])
 
         def measure(name: str, chosen: Mapping[str, WeightFormat], machine: _Machine | None, graph: Graph) -> Choice:
-            integer = _outputs(graph, inputs)
+            integer = self._in_parts(inputs, lambda x: _outputs(graph, x))
             largest = integer.argmax(axis=1)
             array = (machine or self.machines[-1]).array
             cycles = None if array is None else self._cycles(chosen, array)
@@ -305,6 +308,12 @@ class _Search:
         sensitivity = {name: {fmt: _decibels(value) for fmt, value in row.items()} for name, row in noise.items()}
         return MixedResult(self.budget, tuple(choice for choice, _, _ in found), best, graph, config, sensitivity,
                            None if classes is None else float((real.argmax(axis=1) == classes).mean()))
+
+    def _in_parts(self, inputs: Float64Array, run: Callable[[Float64Array], Float64Array]) -> Float64Array:
+        """Run a network on a part of the inputs after the other."""
+        values = sum(value.size for _, value in self.network.outputs(inputs[:1]))
+        size = max(1, PART_VALUES // values)
+        return np.concatenate([run(inputs[start : start + size]) for start in range(0, len(inputs), size)])
 
     def _quantized(self, what: str, config: QuantizeConfig) -> tuple[Graph, QuantizeConfig]:
         self.progress(f"quantize to {what}")
@@ -467,10 +476,8 @@ def _outputs(graph: Graph, x: Float64Array) -> Float64Array:
     """Real outputs (N, values) of an integer network, by the golden model."""
     from nomul_sim import golden
 
-    size = max(1, PART_VALUES // sum(int(np.prod(tensor.shape)) for tensor in graph.tensors))
-    parts = [golden.run(graph, graph.quantize_input(x[start : start + size]))[graph.output]
-             for start in range(0, len(x), size)]
-    return graph.dequantize_output(np.concatenate(parts)).reshape(len(x), -1)
+    codes = golden.run(graph, graph.quantize_input(x))[graph.output]
+    return graph.dequantize_output(codes).reshape(len(x), -1)
 
 
 def _knapsack(layers: Sequence[tuple[Sequence[int], Sequence[float]]], limit: int) -> list[int] | None:
