@@ -98,7 +98,7 @@ class Choice:
     array : str or None
         Format of the array, where there is one.
     cycles : int or None
-        Cycles of one sample on it.
+        Cycles of one sample on it, for any weights of the formats: those at hand may take fewer planes.
     luts : int or None
         Its logic cells.
     within : bool
