@@ -442,7 +442,7 @@ def report(
     weights: Annotated[Path | None, typer.Option(metavar="W.safetensors", show_default=False,
                                                  help="State dictionary to load into the module.")] = None,
     plot: Annotated[Path | None, typer.Option(metavar="FILE.png", show_default=False,
-                                              help="Draw the layers too.")] = None,
+                                              help="Draw the layers too; .svg does as well.")] = None,
     as_json: Json = False,
 ) -> None:
     """Say where the accuracy of a quantized network went, layer by layer.
@@ -456,10 +456,12 @@ def report(
       nomul report net.nomul net.py:Net --weights w.safetensors --input x.npy --labels y.npy
       nomul report digits.nomul nomul.digits:train --input x.npy --plot build/digits.png
     """
-    from .inputs import load_array, load_model
+    from .inputs import InputError, load_array, load_model
     from .quantize.attribution import attribute
     from .report import attribution_table, plot_attribution, remark, steps
 
+    if plot is not None and plot.suffix not in (".png", ".svg"):
+        raise InputError(f"--plot takes a file FILE.png or FILE.svg, not {plot}")
     graph, samples = _load_graph(network), load_array(inputs)
     classes = None if labels is None else load_array(labels)
     with steps("import the model") as tell:

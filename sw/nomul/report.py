@@ -438,10 +438,11 @@ def plot_attribution(result: "Attribution", path: Path, *, title: str) -> None:
     Parameters
     ----------
     path : Path
-        The PNG file to write.
+        The file to write, PNG or SVG by its ending.
     title : str
         What was quantized.
     """
+    from matplotlib import rc_context
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -494,7 +495,9 @@ def plot_attribution(result: "Attribution", path: Path, *, title: str) -> None:
     dead.set_xticks([])
     use.set_xticks([])
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, metadata={"Software": "nomul"})
+    # The same figures, the same bytes.
+    with rc_context({"svg.hashsalt": "nomul"}):
+        figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else {"Software": "nomul"})
 
 
 #: Exponents that the picture tells apart, from the largest down; what lies below counts as the last.

@@ -179,6 +179,10 @@ def test_report():
     assert conv["format"] == "pot3" and sum(conv["levels"].values()) == conv["weights"] == 72
     assert data["layers"][-1]["up_to_here"] == pytest.approx(data["output_sqnr"])
     assert Path("out/net.png").read_bytes().startswith(b"\x89PNG")
+    invoke(*arguments, "--plot", "out/net.svg")
+    first = Path("out/net.svg").read_bytes()
+    invoke(*arguments, "--plot", "out/net.svg")
+    assert b"<svg" in first and Path("out/net.svg").read_bytes() == first
     text = invoke(*arguments).stdout
     assert f"output {data['output_sqnr']:.1f} dB" in text and "accuracy: " in text
     assert all(finding in text for finding in data["findings"])
@@ -447,6 +451,9 @@ MISTAKES = {
                  "int4", "-o", "out"], "expected input[2, 3, 4, 4] to have 2 channels"),
     "report: another network": (lambda: ["report", "net.nomul", "model.py:make", "--input", "x.npy"],
                                 "The integer network was not made from this float network"),
+    "report: no picture": (
+        lambda: ["report", "net.nomul", "model.py:make", "--input", "x.npy", "--plot", "net.txt"],
+        "--plot takes a file FILE.png or FILE.svg, not net.txt"),
     "report: no network": (lambda: ["report", "no.nomul", "model.py:make", "--input", "x.npy"],
                            "no.nomul: no such folder"),
     "search: no budget": (lambda: ["search", "model.py:make", "--calibration", "x.npy", "-o", "out"],

@@ -47,7 +47,7 @@ MAX_STATES = 1 << 15
 #: Times that the search lowers its limit because the exact cost is above the sum of the layers' costs.
 TRIES = 16
 
-#: Activations that are held at a time while an integer network is measured.
+#: Activations that are held at a time while a network is measured.
 PART_VALUES = 1 << 24
 
 
@@ -98,7 +98,7 @@ class Choice:
     array : str or None
         Format of the array, where there is one.
     cycles : int or None
-        Cycles of one sample on it.
+        Cycles of one sample on it, for any weights of the formats: those at hand may take fewer planes.
     luts : int or None
         Its logic cells.
     within : bool
@@ -207,7 +207,7 @@ def search_formats(
         raise QuantizeError("A budget of cycles needs an array")
     if (budget.luts is None) != (not luts):
         raise QuantizeError("A budget of LUTs and a table of LUTs by format go together")
-    choices = tuple(get_format(fmt) if isinstance(fmt, str) else fmt for fmt in _known(formats))
+    choices = _known(formats)
     if labels is not None and inputs is None:
         raise QuantizeError("Labels go with inputs that are not the calibration's")
     network, x = float_inputs(network, calibration)
@@ -216,14 +216,15 @@ def search_formats(
                    progress or (lambda _: None)).run(x if inputs is None else float_inputs(network, inputs)[1], labels)
 
 
-def _known(formats: Sequence[WeightFormat | str]) -> list[WeightFormat | str]:
+def _known(formats: Sequence[WeightFormat | str]) -> tuple[WeightFormat, ...]:
+    """The formats, names looked up, each once."""
     try:
-        known = {get_format(fmt) if isinstance(fmt, str) else fmt: fmt for fmt in formats}
+        known = dict.fromkeys(get_format(fmt) if isinstance(fmt, str) else fmt for fmt in formats)
     except ValueError as error:
         raise QuantizeError(str(error)) from None
     if not known:
         raise QuantizeError("There are no formats to choose from")
-    return list(known.values())
+    return tuple(known)
 
 
 @dataclass(frozen=True)
@@ -252,6 +253,8 @@ def _machines(array: ArrayConfig | None, luts: Mapping[str, int] | None, budget:
 class _Search:
     """One search."""
 
+    shape: NetworkShape
+
     def __init__(self, network: FloatGraph, x: Float64Array, formats: tuple[WeightFormat, ...], budget: Budget,
                  config: QuantizeConfig, machines: tuple[_Machine, ...], fit: bool,
                  progress: Callable[[str], None]) -> None:
@@ -268,11 +271,11 @@ class _Search:
     def run(self, inputs: Float64Array, labels: npt.ArrayLike | None) -> MixedResult:
         """Search, and measure on these inputs."""
         classes = as_labels(self.network, labels, len(inputs))
-        real = self.network.run(inputs).reshape(len(inputs), -1)
+        real = self._in_parts(inputs, lambda x: self.network.run(x).reshape(len(x), -1))
         noise = self._noise(inputs[: len(self.x)])
 
         def measure(name: str, chosen: Mapping[str, WeightFormat], machine: _Machine | None, graph: Graph) -> Choice:
-            integer = _outputs(graph, inputs)
+            integer = self._in_parts(inputs, lambda x: _outputs(graph, x))
             largest = integer.argmax(axis=1)
             array = (machine or self.machines[-1]).array
             cycles = None if array is None else self._cycles(chosen, array)
@@ -305,6 +308,12 @@ class _Search:
         sensitivity = {name: {fmt: _decibels(value) for fmt, value in row.items()} for name, row in noise.items()}
         return MixedResult(self.budget, tuple(choice for choice, _, _ in found), best, graph, config, sensitivity,
                            None if classes is None else float((real.argmax(axis=1) == classes).mean()))
+
+    def _in_parts(self, inputs: Float64Array, run: Callable[[Float64Array], Float64Array]) -> Float64Array:
+        """Run a network on a part of the inputs after the other."""
+        values = sum(value.size for _, value in self.network.outputs(inputs[:1]))
+        size = max(1, PART_VALUES // values)
+        return np.concatenate([run(inputs[start : start + size]) for start in range(0, len(inputs), size)])
 
     def _quantized(self, what: str, config: QuantizeConfig) -> tuple[Graph, QuantizeConfig]:
         self.progress(f"quantize to {what}")
@@ -373,17 +382,22 @@ class _Search:
         """The budget, as a cost."""
         if self.budget.cycles is not None:
             return self.budget.cycles
-        return int((self.budget.bits or 64) * self.weights)
+        # Above what any format takes, where only the array is limited. A little more than the product, which may round.
+        return int((self.budget.bits or 64) * self.weights + 1e-6)
 
     def _within(self, chosen: Mapping[str, WeightFormat], machine: _Machine) -> bool:
         cost = self._cost(chosen, machine)
         return cost is not None and cost <= self._limit
 
     def _refusal(self) -> str:
+        """Why nothing is within the budget."""
         wanted = ", ".join(f"{value} {name}" for name, value in asdict(self.budget).items() if value is not None)
         least = [sum(min(costs.values()) for costs in table.values()) + base
                  for base, table in map(self._costs, self.machines) if table and all(table.values())]
         if not least:
+            last = self.machines[-1]
+            if self.budget.cycles is not None and last.array is not None:
+                estimate_network(self._shape(self._first(last)), last.array, fit=self.fit)  # may say why
             return f"No choice among {', '.join(fmt.name for fmt in self.formats)} can run on the array within {wanted}"
         if self.budget.cycles is not None:
             return f"Nothing is within {wanted}; the least is about {min(least)} cycles"
@@ -392,24 +406,25 @@ class _Search:
     # Choosing --------------------------------------------------------------------------------------------------------
 
     def _costs(self, machine: _Machine) -> tuple[int, dict[str, dict[WeightFormat, int]]]:
-        """Cost of a network of all first options, and what another option of a layer adds.
+        """Cost of a network of first formats, and what each option of a layer adds, by layer.
 
-        A layer without options, where the machine cannot run it, has none.
+        A layer that the machine cannot run has no options; if that is true of the first formats already, there is no
+        layer.
         """
-        first = {name: options[0] for name, options in self.options.items()}
-        if machine.array is not None:
-            # What the array surely holds, so that a format that it cannot run is only that layer's problem.
-            first = {name: machine.array.format if len(self.options[name]) > 1 else fmt for name, fmt in first.items()}
+        first = self._first(machine)
         base = self._cost(first, machine)
         if base is None:
-            if machine.array is not None:
-                estimate_network(self._shape(first), machine.array, fit=self.fit)  # says why
             return 0, {}
         table: dict[str, dict[WeightFormat, int]] = {}
         for name, options in self.options.items():
             costs = {fmt: self._cost({**first, name: fmt}, machine) for fmt in options}
             table[name] = {fmt: cost - base for fmt, cost in costs.items() if cost is not None}
         return base, table
+
+    def _first(self, machine: _Machine) -> dict[str, WeightFormat]:
+        """A format for every layer, the array's if there is one: then one that it cannot run stays out alone."""
+        return {name: options[0] if machine.array is None or len(options) == 1 else machine.array.format
+                for name, options in self.options.items()}
 
     def _solve(self, noise: Mapping[str, Mapping[str, float]]) -> tuple[dict[str, WeightFormat], _Machine] | None:
         """The choice of least predicted error within the budget, and the smallest array for it."""
@@ -461,10 +476,8 @@ def _outputs(graph: Graph, x: Float64Array) -> Float64Array:
     """Real outputs (N, values) of an integer network, by the golden model."""
     from nomul_sim import golden
 
-    size = max(1, PART_VALUES // sum(int(np.prod(tensor.shape)) for tensor in graph.tensors))
-    parts = [golden.run(graph, graph.quantize_input(x[start : start + size]))[graph.output]
-             for start in range(0, len(x), size)]
-    return graph.dequantize_output(np.concatenate(parts)).reshape(len(x), -1)
+    codes = golden.run(graph, graph.quantize_input(x))[graph.output]
+    return graph.dequantize_output(codes).reshape(len(x), -1)
 
 
 def _knapsack(layers: Sequence[tuple[Sequence[int], Sequence[float]]], limit: int) -> list[int] | None:
