@@ -108,7 +108,7 @@ class FakeLayer(torch.nn.Module):
         self.lowest = float(np.ldexp(act_range(graph.act_bits)[0] - source.zero_point, source.exponent))
 
     def _add(self, name: str, values: npt.ArrayLike, dtype: torch.dtype) -> None:
-        self.register_buffer(name, torch.from_numpy(np.array(values, dtype=np.float64)).to(dtype))
+        self.register_buffer(name, torch.from_numpy(np.array(values, dtype=np.float64)).to(dtype), persistent=False)
 
     def forward(self, x: torch.Tensor, skip: torch.Tensor | None = None) -> torch.Tensor:
         node = self.node

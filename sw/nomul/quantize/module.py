@@ -1,4 +1,4 @@
-"""A quantized network as a PyTorch module: float, trainable on the integers' own arithmetic, or the integers themselves.
+"""A quantized network as a PyTorch module: in float, in the integers' own arithmetic with gradients, or as integers.
 
 Post-training quantization settles the scales of all tensors and a first set of integers. From there the parameters of
 the module are real weights and biases, and rules (:mod:`nomul.quantize.train.rules`) make levels and steps of them.
@@ -216,7 +216,7 @@ class QuantizedNetwork(nn.Module):
     def settle(self, generator: torch.Generator) -> None:
         """Let rules have their way with the weights after an optimizer's step; draws come from the generator."""
         for layer in self._trained():
-            layer.rule.settle(layer.weight.flatten(1), layer.learned, layer.format, generator)
+            layer.rule.settle(layer.weight.flatten(1), dict(layer.learned), layer.format, generator)
 
 
 class TrainedConv(nn.Module):
@@ -297,7 +297,7 @@ class TrainedConv(nn.Module):
                                          for name, value in learned.items()})
         self.bias = nn.Parameter(torch.from_numpy(layer.bias / self.bias_unit))
         with torch.no_grad():
-            made, _ = rule.quantize(self.weight.flatten(1), self.learned, self.format, self._snap)
+            made, _ = rule.quantize(self.weight.flatten(1), dict(self.learned), self.format, self._snap)
         if torch.equal(made.double(), self.kept_levels):
             # Post-training quantization corrected the biases for these levels, and for no others.
             self.bias.data.copy_(torch.from_numpy(offset * lattice.steps[index] * self.in_unit / self.bias_unit))
@@ -324,7 +324,7 @@ class TrainedConv(nn.Module):
 
     def _integers(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         """Levels (channels, inputs), steps and their indices, and offsets: biases as the accumulator has them."""
-        levels, steps = self.rule.quantize(self.weight.flatten(1), self.learned, self.format, self._snap)
+        levels, steps = self.rule.quantize(self.weight.flatten(1), dict(self.learned), self.format, self._snap)
         index = torch.where(self.frozen, self.kept_index, self._index(steps.detach().double() * self.size))
         levels = torch.where(self.frozen[:, None], self.kept_levels.to(levels), levels)
         offset = torch.floor(self.bias.detach() * (self.bias_unit / self.in_unit) / self.steps[index] + 0.5)
@@ -373,7 +373,7 @@ class TrainedConv(nn.Module):
         most, least = high * positive + low * negative, low * positive + high * negative
         bound = int(np.max(np.abs([most, least, bias, most + bias, least + bias]).max(axis=0) + positive - negative))
         if bound >= self.acc_limit:
-            raise QuantizeError(f"{self.node.name}: sums reach {bound}, which takes acc_bits = {bound.bit_length() + 1}")
+            raise QuantizeError(f"{self.node.name}: sums reach {bound}; acc_bits = {bound.bit_length() + 1} would do")
 
 
 class _FloatNetwork(nn.Module):

@@ -1,8 +1,8 @@
 """One training loop: deterministic by its seed, resumable from a checkpoint, on a GPU where there is one.
 
 Everything that an epoch draws at random is seeded with the number of the epoch, and the learning rate is a closed
-form of the step, so a checkpoint is no more than the parameters, the optimizers' moments and the epochs done: a run that
-was interrupted ends with the bits of one that was not.
+form of the step, so a checkpoint is no more than the parameters, the optimizers' moments and the epochs done: a run
+that was interrupted ends with the bits of one that was not.
 """
 
 import sys
@@ -260,7 +260,7 @@ def _step(network: nn.Module, optimizers: dict[str, torch.optim.Optimizer], conf
     for stepping in passes:
         network.zero_grad()
         loss = _loss(network(x), y, wanted, config)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         if thresholds is not None:
             nn.utils.clip_grad_value_(thresholds.param_groups[0]["params"], config.threshold_clamp)
         for optimizer in stepping:

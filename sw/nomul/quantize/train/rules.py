@@ -6,9 +6,9 @@ rule ``learned`` beside them. ``quantize`` makes levels and steps of those; a we
 
     d value / d weight = step * d level / d weight        and        d value / d step = level
 
-and a rule gives its ``levels`` the gradient that makes the first product what its paper says. Steps go through ``snap``,
-which moves them onto the requantizer's lattice and lets gradients through; whoever needs the step that the machine will
-have takes it from there.
+and a rule gives its ``levels`` the gradient that makes the first product what its paper says. Steps go through
+``snap``, which moves them onto the requantizer's lattice and lets gradients through; whoever needs the step that the
+machine will have takes it from there.
 """
 
 from collections.abc import Callable, Mapping
@@ -32,8 +32,8 @@ Snap = Callable[[torch.Tensor], torch.Tensor]
 #: Statistics of one output channel, or of all of them together.
 Per = Literal["channel", "layer"]
 
-#: Share of a cell that weights keep from its border when they are put into it.
-MARGIN = 2.0**-8
+#: Share of a cell that weights keep from its border when they are put into it: float32 cannot tell less of int16.
+MARGIN = 2.0**-5
 
 #: Octaves by which a step moves when what is learned of it moves by 1: AdamW moves all at one pace.
 PACE = 0.25
@@ -172,8 +172,7 @@ class Tga(WeightRule):
             raise QuantizeError(f"TGA makes ternary weights, not {start.format.name!r}")
         weights = start.weights
         if self.start_at == "max":
-            largest = weights.abs().amax(1, keepdim=True) if self.per == "channel" else weights.abs().max().reshape(1, 1)
-            threshold = 0.05 * largest
+            threshold = 0.05 * _largest(weights, self.per)
         else:
             threshold = 0.612 * self._statistics(weights)[1]
         learned = {"threshold": threshold[:, 0], "gain": torch.zeros_like(weights[:, 0])}
@@ -250,9 +249,7 @@ class Ttq(WeightRule):
         return _through(up * above - down * below, value / steps[:, None]), steps
 
     def _limit(self, weights: torch.Tensor) -> torch.Tensor:
-        sizes = weights.detach().abs()
-        largest = sizes.amax(1, keepdim=True) if self.per == "channel" else sizes.max().reshape(1, 1)
-        return self.threshold * largest
+        return self.threshold * _largest(weights.detach(), self.per)
 
 
 @dataclass(frozen=True)
@@ -340,6 +337,12 @@ def tail_mean(a: torch.Tensor) -> torch.Tensor:
     """
     density = torch.exp(-a.square() / 2) / (2 * torch.pi) ** 0.5
     return density / (0.5 * torch.erfc(a / 2**0.5))
+
+
+def _largest(weights: torch.Tensor, per: Per) -> torch.Tensor:
+    """Largest magnitude, (channels, 1) or (1, 1)."""
+    sizes = weights.abs()
+    return sizes.amax(1, keepdim=True) if per == "channel" else sizes.max().reshape(1, 1)
 
 
 def _through(values: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
