@@ -51,8 +51,8 @@ class Method:
 METHODS = {
     "pot3": Method("pot3"),
     "exp4": Method("exp4"),
-    "ternary": Method("ternary", Tga(), rate=2e-3),
-    "ternary-ste": Method("ternary", rate=2e-3),
+    "ternary": Method("ternary", Tga()),
+    "ternary-ste": Method("ternary"),
     "ternary-ttq": Method("exp4", Ttq(), rate=2e-3),
     "ternary-absmean": Method("ternary", Absmean(), rate=2e-3),
     "w4a4": Method("pot4z", act_bits=4),

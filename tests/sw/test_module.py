@@ -105,8 +105,8 @@ def test_every_rule_trains_on_the_integers(tangled, name):
     before = copy.deepcopy(network).graph
     train(network, x, y, TrainConfig(epochs=3, batch=16, rate=1e-2))
     check(network, 2 * inputs(20, 4))
-    assert any((one.weights != other.weights).any() for one, other in zip(before.nodes, network.graph.nodes, strict=True)
-               if isinstance(one, Conv))
+    pairs = zip(before.nodes, network.graph.nodes, strict=True)
+    assert any((one.weights != other.weights).any() for one, other in pairs if isinstance(one, Conv))
 
 
 @pytest.mark.parametrize("act_bits", [2, 3, 5, 8])
@@ -147,7 +147,8 @@ def test_gradients_pass_the_rounding(tangled):
 
 
 def test_rules_by_name(tangled):
-    network = quantize(tangled, inputs(64), format="ternary").with_rule(Tga(), {"first": StraightThrough(), "fc*": Absmean()})
+    network = quantize(tangled, inputs(64), format="ternary")
+    network = network.with_rule(Tga(), {"first": StraightThrough(), "fc*": Absmean()})
     rules = {layer.node.name: type(layer.rule) for layer in network.layers if isinstance(layer, TrainedConv)}
     assert rules == {"first": StraightThrough, "depth": Tga, "point": Tga, "fc": Absmean}
     with pytest.raises(QuantizeError, match=r"^No layer with weights has a name like 'conv'; there are first, depth, "):

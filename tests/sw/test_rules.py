@@ -70,10 +70,22 @@ def test_tga_gradients(delta):
     torch.testing.assert_close(found, g + total * (1 + through * (rows - mean) / sigma) / rows.numel())
 
 
+@pytest.mark.parametrize("per", ["channel", "layer"])
+def test_tga_begins_at_given_levels(per):
+    rng, rows = np.random.default_rng(0), weights() + 0.2
+    levels = torch.from_numpy(rng.integers(-1, 1, rows.shape, endpoint=True).astype(np.float64))
+    steps = torch.tensor([0.1, 0.5, 1.0, 1.5], dtype=torch.float64)
+    moved, learned = Tga(per=per).start(Start(TERNARY, rows, levels, steps))
+    learned = {name: value.float() for name, value in learned.items()}
+    got, kept = Tga(per=per).quantize(moved.float(), learned, TERNARY, same)
+    assert torch.equal(got.double(), levels)
+    torch.testing.assert_close(kept, steps.float())
+
+
 def test_tga_begins_at_least_error_and_the_papers_start():
     rows = weights(2, 4000)
     rows[1] = rows[1].sign() * rows[1].abs() ** 3
-    for rule in (Tga(), Tga(per="channel")):
+    for rule in (Tga(start_at="normal"), Tga(per="channel", start_at="normal")):
         _, learned = rule.start(start(rows))
         levels, steps = rule.quantize(rows, learned, TERNARY, same)
         torch.testing.assert_close(steps, (rows * levels).sum(1) / levels.abs().sum(1))

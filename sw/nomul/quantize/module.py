@@ -216,7 +216,7 @@ class QuantizedNetwork(nn.Module):
     def settle(self, generator: torch.Generator) -> None:
         """Let rules have their way with the weights after an optimizer's step; draws come from the generator."""
         for layer in self._trained():
-            layer.rule.settle(layer.weight.flatten(1), dict(layer.learned), layer.format, generator)
+            layer.rule.settle(layer.weight.view(len(layer.weight), -1), dict(layer.learned), layer.format, generator)
 
 
 class TrainedConv(nn.Module):

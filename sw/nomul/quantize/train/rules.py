@@ -35,6 +35,9 @@ Per = Literal["channel", "layer"]
 #: Share of a cell that weights keep from its border when they are put into it: float32 cannot tell less of int16.
 MARGIN = 2.0**-5
 
+#: Times that cells about a moving mean are followed.
+MOVES = 8
+
 #: Octaves by which a step moves when what is learned of it moves by 1: AdamW moves all at one pace.
 PACE = 0.25
 
@@ -148,8 +151,9 @@ class Tga(WeightRule):
     per : str
         Whose statistics: of the ``"layer"``, as in the paper, or of each ``"channel"``.
     start_at : str
-        Threshold to begin with: ``"max"``, the paper's 0.05 of the largest weight, or ``"normal"``, 0.612 deviations,
-        the best for normal weights.
+        Where to begin: ``"levels"``, at those of post-training quantization, weights being moved into their cells; or
+        at the float weights, with the threshold that is best for normal weights, 0.612 deviations (``"normal"``), or
+        the paper's 0.05 of the largest weight (``"max"``).
     centre : bool
         Whether the mean counts; else it is taken for 0.
     gain : bool
@@ -157,7 +161,7 @@ class Tga(WeightRule):
     """
 
     per: Per = "layer"
-    start_at: Literal["max", "normal"] = "normal"
+    start_at: Literal["levels", "normal", "max"] = "levels"
     centre: bool = True
     gain: bool = True
 
@@ -175,11 +179,15 @@ class Tga(WeightRule):
             threshold = 0.05 * _largest(weights, self.per)
         else:
             threshold = 0.612 * self._statistics(weights)[1]
+        if self.start_at == "levels":
+            weights = self._moved(weights, start.levels, threshold)
         learned = {"threshold": threshold[:, 0], "gain": torch.zeros_like(weights[:, 0])}
-        if self.gain:  # what makes the squared error of the channel least
+        if self.gain:
             hard, scale = self.quantize(weights, learned, start.format, lambda steps: steps)
-            fitted = (weights * hard).sum(1) / hard.square().sum(1).clamp(min=1)
-            learned["gain"] = torch.log2((fitted / scale).clamp(0.25, 4.0)) / PACE
+            # As post-training quantization has it, else what makes the squared error of the channel least.
+            wanted = start.steps if self.start_at == "levels" else (
+                (weights * hard).sum(1) / hard.square().sum(1).clamp(min=1)).clamp(0.25 * scale, 4 * scale)
+            learned["gain"] = torch.log2(wanted / scale) / PACE
         return weights.clone(), learned
 
     def quantize(self, weights: torch.Tensor, learned: Learned, fmt: WeightFormat,
@@ -192,6 +200,16 @@ class Tga(WeightRule):
         steps = snap((scale * torch.exp2(learned["gain"] * PACE)[:, None])[:, 0])
         hard = (weights > mean + delta).to(weights) - (weights < mean - delta).to(weights)
         return _through(hard, weights / scale.detach()), steps
+
+    def _moved(self, weights: torch.Tensor, levels: torch.Tensor, threshold: torch.Tensor) -> torch.Tensor:
+        """Weights in the cells of these levels, moved no further than that takes."""
+        near, far = (1 - MARGIN) * threshold, (1 + MARGIN) * threshold
+        for _ in range(MOVES):  # cells lie about the mean, which moves with the weights
+            mean, _ = self._statistics(weights)
+            inside = torch.minimum(torch.maximum(weights, mean - near), mean + near)
+            outside = mean + levels * torch.maximum(levels * (weights - mean), far)
+            weights = torch.where(levels == 0, inside, outside)
+        return weights
 
     def _statistics(self, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean and deviation, (channels, 1) or (1, 1)."""
