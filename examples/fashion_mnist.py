@@ -105,16 +105,19 @@ def train_float(data: dict[str, torch.Tensor], seed: int, epochs: int, out: Path
 
 
 def train_quantized(data: dict[str, torch.Tensor], model: nn.Module, name: str, seed: int, epochs: int,
-                    out: Path) -> QuantizedNetwork:
-    """Quantize the float network, then train what came out."""
+                    out: Path) -> tuple[QuantizedNetwork, dict[str, float]]:
+    """Quantize the float network, then train what came out; also returns the accuracies before and after."""
     method = METHODS[name]
     network = quantize(model, data["train_x"][:CALIBRATION], QuantizeConfig(method.format, act_bits=method.act_bits))
     network = network.with_rule(method.rule)
+    network.mode = "integer"
+    started = accuracy(network, data["test_x"], data["test_y"])
     # One pass per batch trains thresholds and weights together, in half the time of TGA's two.
     config = TrainConfig(epochs, rate=method.rate, smoothing=0.05, threshold_pass=False, threshold_rate=1e-2, seed=seed)
     train(network, data["train_x"], data["train_y"], config, augment=augment, progress=show,
           checkpoint=out / f"{name}-{seed}.pt")
-    return network
+    network.mode = "integer"
+    return network, {"started": started, "accuracy": accuracy(network, data["test_x"], data["test_y"])}
 
 
 def main() -> None:
@@ -135,9 +138,8 @@ def main() -> None:
             if name == "float":
                 result["accuracy"] = accuracy(model, data["test_x"], data["test_y"])
             else:
-                network = train_quantized(data, model, name, seed, arguments.epochs, arguments.out)
-                network.mode = "integer"
-                result |= {"epochs": arguments.epochs, "accuracy": accuracy(network, data["test_x"], data["test_y"])}
+                network, found = train_quantized(data, model, name, seed, arguments.epochs, arguments.out)
+                result |= {"epochs": arguments.epochs, **found}
                 save_graph(network.graph, arguments.out / f"{name}-{seed}")
             result |= {"images": len(data["test_x"]), "seconds": round(time.monotonic() - began)}
             print(json.dumps(result), flush=True)
