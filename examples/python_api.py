@@ -20,7 +20,7 @@ def main() -> None:
     config = nomul.load_config(HERE / "ternary_4x4.toml")
 
     # From float to integers. The graph holds no floating-point number; nothing is left in float.
-    graph = nomul.quantize(model, data.train_x[:256], nomul.QuantizeConfig(config.format))
+    graph = nomul.quantize(model, data.train_x[:256], nomul.QuantizeConfig(config.format)).graph
 
     # From the graph to what the machine's memories hold. Fails, with the layer's name, if a sum could overflow.
     program = nomul.compile(graph, config)

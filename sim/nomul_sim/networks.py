@@ -18,7 +18,7 @@ from typing import Any
 from nomul.compiler import CompileError, compile_graph, fitted
 from nomul.graph import Graph
 from nomul.inputs import InputError, parse_shape
-from nomul.quantize import QuantizeError, quantize
+from nomul.quantize import QuantizeError, quantize_graph
 from nomul.shapes import network_shape
 from nomul.verify import Verification, verify
 from nomul.zoo import MODELS, samples
@@ -74,7 +74,7 @@ class NetworkRun:
 def quantized(network: str, fmt: str, *, seed: int = 0, count: int = 2) -> Graph:
     """Quantize a network of the zoo with seeded weights, after ``count`` seeded inputs."""
     model = MODELS[network](seed=seed)
-    return quantize(model, samples(model.input_shape, count, seed=seed), format=fmt, method="nearest")
+    return quantize_graph(model, samples(model.input_shape, count, seed=seed), format=fmt, method="nearest")
 
 
 def run_network(network: str, graph: Graph, config: ArrayConfig, *, images: int = 1, layers: bool = True,

@@ -1,6 +1,6 @@
 """From a PyTorch network to a multiplier-free accelerator, exact to the bit and to the cycle.
 
-    graph = nomul.quantize(model, calibration, format="ternary")     # needs nomul[torch]
+    graph = nomul.quantize(model, calibration, format="ternary").graph   # needs nomul[torch]
     program = nomul.compile(graph, nomul.load_config("array.toml"))
     print(program.estimate().cycles)
     device = nomul.VerilatedDevice(program.config)                   # needs nomul[sim]
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from .files import FileFormatError, load_graph, load_program, save_graph, save_program
     from .frontend import UnsupportedError
     from .graph import Graph, GraphError
-    from .quantize import QuantizeConfig, QuantizeError, quantize
+    from .quantize import QuantizeConfig, QuantizedNetwork, QuantizeError, quantize, quantize_graph
     from .schedule import Schedule
     from .verify import Verification, verify
 
@@ -44,7 +44,7 @@ _HOME = {
         "nomul.frontend": ("UnsupportedError",),
         "nomul.graph": ("Graph", "GraphError"),
         "nomul.schedule": ("Schedule",),
-        "nomul.quantize": ("QuantizeConfig", "QuantizeError", "quantize"),
+        "nomul.quantize": ("QuantizeConfig", "QuantizeError", "QuantizedNetwork", "quantize", "quantize_graph"),
         "nomul.verify": ("Verification", "verify"),
         "nomul_hw.config": ("ArrayConfig", "ConfigError", "MemoryConfig", "load_config"),
         "nomul_hw.formats": ("FORMATS", "WeightFormat"),
@@ -59,9 +59,10 @@ _RENAMED = {"compile": "compile_network"}
 
 __all__ = [
     "FORMATS", "ArrayConfig", "CompileError", "ConfigError", "DeviceError", "Estimate", "FileFormatError",
-    "GoldenDevice", "Graph", "GraphError", "MemoryConfig", "Program", "QuantizeConfig", "QuantizeError", "RunResult",
-    "Schedule", "UnsupportedError", "Verification", "VerilatedDevice", "WeightFormat", "__version__", "compile",
-    "estimate", "load_config", "load_graph", "load_program", "quantize", "save_graph", "save_program", "verify",
+    "GoldenDevice", "Graph", "GraphError", "MemoryConfig", "Program", "QuantizeConfig", "QuantizeError",
+    "QuantizedNetwork", "RunResult", "Schedule", "UnsupportedError", "Verification", "VerilatedDevice", "WeightFormat",
+    "__version__", "compile", "estimate", "load_config", "load_graph", "load_program", "quantize", "quantize_graph",
+    "save_graph", "save_program", "verify",
 ]
 
 

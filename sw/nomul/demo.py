@@ -25,7 +25,7 @@ from .compiler import Program, compile_graph
 from .driver import Codes
 from .frontend import import_module
 from .inputs import InputError, parse_shape
-from .quantize import QuantizeConfig, quantize
+from .quantize import QuantizeConfig, quantize_graph
 from .report import json_text, plot_demo
 from .verify import Verification, verify
 
@@ -251,7 +251,7 @@ def run_demo(
         pending = []
         for name, config in configs.items():
             tell(f"{name}: quantize and compile")
-            graph = quantize(network, data.train_x[:CALIBRATION_IMAGES], QuantizeConfig(
+            graph = quantize_graph(network, data.train_x[:CALIBRATION_IMAGES], QuantizeConfig(
                 config.format, act_bits=config.act_bits, gain_terms=config.gain_terms, acc_bits=config.acc_bits))
             program = compile_graph(graph, config)
             codes = graph.quantize_input(data.test_x)

@@ -6,7 +6,7 @@ import torch
 
 from nomul import digits
 from nomul.frontend import import_module
-from nomul.quantize import quantize
+from nomul.quantize import quantize_graph
 from nomul_sim import golden
 
 #: Points of accuracy on the test split (449 images) that a format may lose.
@@ -68,14 +68,15 @@ def test_float_accuracy(trained, data):
 @pytest.mark.parametrize("fmt", sorted(MAY_LOSE))
 def test_quantized_accuracy(trained, data, fmt):
     network = import_module(trained, data.train_x[:2])
-    graph = quantize(network, data.train_x[:256], format=fmt)
+    graph = quantize_graph(network, data.train_x[:256], format=fmt)
     codes = golden.run(graph, graph.quantize_input(data.test_x))[graph.output]
     lost = accuracy(network.run(data.test_x), data.test_y) - accuracy(codes, data.test_y)
     assert lost <= MAY_LOSE[fmt]
 
 
 def test_pixels_are_represented_exactly(trained, data):
-    graph = quantize(import_module(trained, data.train_x[:2]), data.train_x[:64], format="ternary", method="nearest")
+    graph = quantize_graph(import_module(trained, data.train_x[:2]), data.train_x[:64], format="ternary",
+                           method="nearest")
     tensor = graph.tensor(graph.input)
     codes = graph.quantize_input(data.test_x).astype(np.float64)
     np.testing.assert_array_equal((codes - tensor.zero_point) * 2.0**tensor.exponent, data.test_x)

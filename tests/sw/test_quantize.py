@@ -10,7 +10,7 @@ from torch import nn
 from nomul.compiler import compile_graph
 from nomul.frontend import INPUT, FloatConcat, FloatConv, FloatGraph, FloatPool
 from nomul.graph import Concat, Conv, Graph, Pool
-from nomul.quantize import QuantizeConfig, QuantizeError, quantize, quantize_report
+from nomul.quantize import QuantizeConfig, QuantizeError, quantize_graph, quantize_report
 from nomul.quantize.activations import fit_exponent
 from nomul.quantize.fake_quant import FakeQuant
 from nomul.quantize.lattice import StepLattice
@@ -223,7 +223,7 @@ def test_network_of_every_format(fmt, method):
 @pytest.mark.parametrize("method", ["nearest", "gptq"])
 def test_deterministic(method):
     network = float_graph()
-    first, second = (quantize(network, inputs_of(network), format="ternary", method=method) for _ in range(2))
+    first, second = (quantize_graph(network, inputs_of(network), format="ternary", method=method) for _ in range(2))
     for a, b in zip(arrays(first), arrays(second), strict=True):
         np.testing.assert_array_equal(a, b)
     assert first.tensors == second.tensors
@@ -232,7 +232,7 @@ def test_deterministic(method):
 def test_int8_is_nearly_float():
     network = float_graph()
     x = inputs_of(network, 64)
-    graph = quantize(network, x, format="int8")
+    graph = quantize_graph(network, x, format="int8")
     fresh = inputs_of(network, 64, seed=1)
     assert sqnr_db(network.run(fresh), run(graph, fresh)) > 30
 
@@ -258,7 +258,7 @@ def test_narrow_activations(act_bits):
 
 def test_zero_points_and_clamps():
     network = float_graph()
-    graph = quantize(network, inputs_of(network), format="int4")
+    graph = quantize_graph(network, inputs_of(network), format="int4")
     zero = {tensor.name: tensor.zero_point for tensor in graph.tensors}
     assert zero == {"input": 0, "conv1": -128, "max": -128, "conv2": -128, "conv3": 0, "average": 0, "linear": 0}
     conv1, pool, conv2, conv3, *_ = graph.nodes
@@ -267,7 +267,7 @@ def test_zero_points_and_clamps():
     assert conv2.high == min(127, int(1.5 / 2.0 ** graph.tensor("conv2").exponent) - 128)
     one = int(2.0 ** -graph.tensor("conv3").exponent)
     assert (conv3.low, conv3.high) == (max(-128, -one), min(127, one))
-    assert quantize(network, inputs_of(network, positive=True), format="int4").tensor("input").zero_point == -128
+    assert quantize_graph(network, inputs_of(network, positive=True), format="int4").tensor("input").zero_point == -128
 
 
 def test_activation_before_the_first_layer():
@@ -310,7 +310,7 @@ def test_convolution_before_absorbs_it_at_the_end(terms):
     network = chain(float_conv(rng, "a", 2, 8, (3, 3), low=0.0, high=3.0), FloatPool("max", (2, 2), (1, 1), kind="max"),
                     FloatPool("mean", (5, 5), kind="average", divisor=25))
     x = inputs_of(network)
-    graph = quantize(network, x, format="int8", gain_terms=terms)
+    graph = quantize_graph(network, x, format="int8", gain_terms=terms)
     assert sqnr_db(network.run(x), run(graph, x)) > 30
 
 
@@ -318,17 +318,17 @@ def test_average_with_its_own_divisor():
     rng = np.random.default_rng(0)
     network = chain(FloatPool("sum", (2, 2), (2, 2), kind="average", divisor=1), float_conv(rng, "a", 2, 8, (3, 3)))
     x = inputs_of(network)
-    assert sqnr_db(network.run(x), run(quantize(network, x, format="int8"), x)) > 30
+    assert sqnr_db(network.run(x), run(quantize_graph(network, x, format="int8"), x)) > 30
 
 
 def test_pools_alone():
     network = chain(FloatPool("mean", (2, 2), (2, 2), kind="average", divisor=4), FloatPool("max", (2, 2), kind="max"))
     x = inputs_of(network)
-    graph = quantize(network, x, format="ternary")
+    graph = quantize_graph(network, x, format="ternary")
     assert all(isinstance(node, Pool) for node in graph.nodes)
     assert sqnr_db(network.run(x), run(graph, x)) > 30
     with pytest.raises(QuantizeError, match=r"^mean: .* no convolution in between could absorb what is left"):
-        quantize(chain(FloatPool("mean", (3, 3), kind="average", divisor=9)), x, format="ternary")
+        quantize_graph(chain(FloatPool("mean", (3, 3), kind="average", divisor=9)), x, format="ternary")
 
 
 @pytest.mark.parametrize("fmt", ["ternary", "exp4", "int8", "binary", "pot3"])
@@ -341,7 +341,7 @@ def test_dead_channels_are_exact_constants(fmt, low):
     conv.bias[[1, 3, 4, 5]] = 0.0, -1.0, 1.25, 0.5
     network = chain(conv, shape=(4, 6, 6))
     x = inputs_of(network)
-    graph = quantize(network, x, format=fmt)
+    graph = quantize_graph(network, x, format=fmt)
     tensor = graph.tensor("conv")
     wild = rng.integers(-128, 128, (64, 4, 6, 6)).astype(np.int8)  # constants whatever the inputs
     codes = golden.run(graph, wild)["conv"]
@@ -357,15 +357,15 @@ def test_dead_channels_compile(fmt):
     conv.weights[1:] = 0
     conv.bias[1:] = 0.0, -1.0, 0.75
     network = chain(conv, shape=(1, 6, 6))
-    program = compile_graph(quantize(network, inputs_of(network), format=fmt), ArrayConfig(get_format(fmt)))
+    program = compile_graph(quantize_graph(network, inputs_of(network), format=fmt), ArrayConfig(get_format(fmt)))
     assert len(program.weights)
 
 
 def test_layer_of_nothing():
     network = chain(FloatConv("conv", (1, 1), weights=np.zeros((3, 2, 1, 1)), bias=np.zeros(3)))
     x = inputs_of(network)
-    assert (run(quantize(network, x, format="ternary"), x) == 0).all()
-    assert (run(quantize(network, 0 * x, format="ternary"), x) == 0).all()
+    assert (run(quantize_graph(network, x, format="ternary"), x) == 0).all()
+    assert (run(quantize_graph(network, 0 * x, format="ternary"), x) == 0).all()
 
 
 def test_bias_correction_restores_the_means():
@@ -377,7 +377,7 @@ def test_bias_correction_restores_the_means():
     wanted = network.layers[-1].linear(wanted).mean(axis=(0, 2, 3))
     off = {}
     for correct in (False, True):
-        graph = quantize(network, x, format="ternary", method="nearest", bias_correction=correct)
+        graph = quantize_graph(network, x, format="ternary", method="nearest", bias_correction=correct)
         off[correct] = np.abs(run(graph, x).mean(axis=0) - wanted).max()
     assert off[True] < 2.0 ** graph.tensor("linear").exponent
     assert off[False] > 4 * off[True]
@@ -520,11 +520,11 @@ def test_averages_at_two_scales_are_refused():
         float_conv(rng, "a", 2, 2, (1, 1)), FloatPool("mean", (3, 3), padding=(1, 1, 1, 1), kind="average", divisor=9),
         FloatPool("sum", (1, 1), kind="average", skip="a"))
     with pytest.raises(QuantizeError, match=r"^sum: it is added, averaged or returned at two scales"):
-        quantize(network, inputs_of(network), format="int8")
+        quantize_graph(network, inputs_of(network), format="int8")
     first = replace(network.layers[1], input=INPUT)
     network = chain(first, FloatPool("sum", (1, 1), kind="average", skip=INPUT))
     with pytest.raises(QuantizeError, match=r"^sum: it is added"):
-        quantize(network, inputs_of(network), format="int8")
+        quantize_graph(network, inputs_of(network), format="int8")
 
 
 # Groups --------------------------------------------------------------------------------------------------------------
@@ -646,7 +646,7 @@ def test_parts_whose_scales_chase_each_other_are_copied():
     network = FloatGraph((2, 8, 8), (
         FloatConv("conv", (1, 1), weights=weights, bias=np.zeros(1)), FloatConcat("cat", (INPUT, "conv"))), (3, 8, 8))
     x = np.repeat(inputs_of(network, 16)[:, :1], 2, axis=1)
-    graph = quantize(network, x, format="ternary", method="nearest")
+    graph = quantize_graph(network, x, format="ternary", method="nearest")
     assert [node.name for node in graph.nodes] == ["conv", "input.copy", "conv.copy", "cat"]
     assert graph.nodes[0].shift[0] == 0 and graph.tensor("conv").exponent > graph.tensor("input").exponent
     assert graph.tensor("input.copy").exponent == graph.tensor("cat").exponent
@@ -705,7 +705,7 @@ def test_formats_of_layers():
 def test_the_first_pattern_decides():
     config = QuantizeConfig("ternary", formats={"conv?": "int4", "conv1": "int8", "linear": get_format("ternary")})
     network = float_graph()
-    graph = quantize(network, inputs_of(network), config)
+    graph = quantize_graph(network, inputs_of(network), config)
     assert [None if node.format is None else node.format.name for node in graph.nodes if isinstance(node, Conv)] == [
         "int4", "int4", "int4", None]
 
@@ -713,9 +713,9 @@ def test_the_first_pattern_decides():
 def test_patterns_that_match_nothing_are_refused():
     network = float_graph()
     with pytest.raises(QuantizeError, match=r"^No layer with weights has a name like 'fc'; there are conv1, conv2, "):
-        quantize(network, inputs_of(network), format="ternary", formats={"conv1": "int8", "fc": "int8"})
+        quantize_graph(network, inputs_of(network), format="ternary", formats={"conv1": "int8", "fc": "int8"})
     with pytest.raises(QuantizeError, match="name like 'max'"):
-        quantize(network, inputs_of(network), format="ternary", formats={"max": "int8"})
+        quantize_graph(network, inputs_of(network), format="ternary", formats={"max": "int8"})
 
 
 @pytest.mark.parametrize("fmt", ["binary", "pot3", "ternary", "exp4"])
@@ -726,7 +726,7 @@ def test_channels_that_only_pass_are_exact(fmt, method):
     weights[[1, 2, 5], [2, 0, 1]] = 1
     network = chain(FloatConv("pass", (1, 1), (2, 2), weights=weights, bias=np.zeros(6)), shape=(3, 6, 6))
     x = inputs_of(network)
-    graph = quantize(network, x, format=fmt, method=method)
+    graph = quantize_graph(network, x, format=fmt, method=method)
     codes = golden.run(graph, graph.quantize_input(x))
     np.testing.assert_array_equal(codes["pass"][:, [1, 2, 5]], codes["input"][:, [2, 0, 1], ::2, ::2])
     assert (codes["pass"][:, [0, 3, 4]] == 0).all()
@@ -738,7 +738,7 @@ def test_channels_that_only_pass_are_exact(fmt, method):
 
 def test_sums_fit_for_any_input():
     network = float_graph()
-    graph = quantize(network, inputs_of(network), format="int8", acc_bits=20)
+    graph = quantize_graph(network, inputs_of(network), format="int8", acc_bits=20)
     rng = np.random.default_rng(0)
     for node in graph.nodes:
         shape = (200, *graph.tensor(node.input).shape)
@@ -753,10 +753,10 @@ def test_narrow_accumulator_is_refused():
     network = float_graph()
     message = r"^conv1: sums reach \d{4}, more than acc_bits = 12 holds; acc_bits = 13 would do$"
     with pytest.raises(QuantizeError, match=message):
-        quantize(network, inputs_of(network), format="ternary", acc_bits=12)
+        quantize_graph(network, inputs_of(network), format="ternary", acc_bits=12)
     with pytest.raises(QuantizeError, match=r"^conv2: .*; acc_bits = 14 would do$"):
-        quantize(network, inputs_of(network), format="ternary", acc_bits=13)
-    quantize(network, inputs_of(network), format="ternary", acc_bits=14)
+        quantize_graph(network, inputs_of(network), format="ternary", acc_bits=13)
+    quantize_graph(network, inputs_of(network), format="ternary", acc_bits=14)
 
 
 @pytest.mark.parametrize("method", ["nearest", "gptq"])
@@ -770,7 +770,7 @@ def test_integers_have_coarser_steps_where_sums_would_not_fit(method):
     assert min(largest) < 100 < np.abs(wide.nodes[0].weights).max()
     assert report.layers[-1].output_sqnr - 8 < narrow.layers[-1].output_sqnr
     with pytest.raises(QuantizeError, match=r"^conv\d: sums reach .* acc_bits = 14 holds; acc_bits = \d\d would do$"):
-        quantize(network, x, format="int8", method=method, acc_bits=14)
+        quantize_graph(network, x, format="int8", method=method, acc_bits=14)
 
 
 @pytest.mark.parametrize("fmt", ["ternary", "pot3", "int8"])
@@ -781,7 +781,7 @@ def test_large_bias_on_small_weights(fmt):
     conv.bias[:] = 1.0, 50.0, 50.0, -50.0
     network = chain(conv, shape=(8, 6, 6))
     x = inputs_of(network)
-    graph = quantize(network, x, format=fmt, acc_bits=20)
+    graph = quantize_graph(network, x, format=fmt, acc_bits=20)
     assert np.abs(graph.nodes[0].bias).max() < 1 << 19
     assert sqnr_db(network.run(x), run(graph, x)) > 30
 
@@ -790,14 +790,14 @@ def test_gains_beyond_the_lattice_move_the_scale():
     weights = np.asarray([[[[400.0]], [[-399.0]]]])
     network = chain(FloatConv("conv", (1, 1), weights=weights, bias=np.zeros(1), low=-1.0, high=1.0))
     x = np.repeat(inputs_of(network, 16)[:, :1], 2, axis=1)
-    graph = quantize(network, x, format="ternary", method="nearest")
+    graph = quantize_graph(network, x, format="ternary", method="nearest")
     assert graph.nodes[0].shift[0] == 0
 
 
 def test_large_average_is_refused():
     network = chain(FloatPool("mean", (20, 20), kind="average", divisor=400), shape=(1, 20, 20))
     with pytest.raises(QuantizeError, match="mean: a sum of 400 codes of 8 bits does not fit acc_bits = 16"):
-        quantize(network, inputs_of(network), format="ternary", acc_bits=16)
+        quantize_graph(network, inputs_of(network), format="ternary", acc_bits=16)
 
 
 # Calling it ----------------------------------------------------------------------------------------------------------
@@ -810,7 +810,7 @@ def small_module():
 
 def test_modules_and_tensors():
     module, x = small_module(), torch.rand(16, 1, 6, 6, generator=torch.Generator().manual_seed(0))
-    graph = quantize(module, x.requires_grad_(), QuantizeConfig("int8"))
+    graph = quantize_graph(module, x.requires_grad_(), QuantizeConfig("int8"))
     with torch.no_grad():
         assert sqnr_db(module(x).double().numpy(), run(graph, x.detach().numpy())) > 30
 
@@ -819,7 +819,7 @@ def test_features():
     torch.manual_seed(0)
     module = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 2))
     x = torch.randn(32, 6)
-    graph = quantize(module, x, format="int8")
+    graph = quantize_graph(module, x, format="int8")
     with torch.no_grad():
         assert sqnr_db(module(x).double().numpy(), run(graph, x.numpy().reshape(32, 6, 1, 1))) > 25
 
@@ -830,7 +830,7 @@ def test_sequences():
                            nn.Conv1d(6, 6, 3, padding="same", groups=6), nn.AdaptiveAvgPool1d(1), nn.Flatten(),
                            nn.Linear(6, 4)).eval()
     x = torch.randn(32, 3, 40)
-    graph = quantize(module, x, format="int8")
+    graph = quantize_graph(module, x, format="int8")
     assert graph.tensor("input").shape == (3, 1, 40)
     with torch.no_grad():
         assert sqnr_db(module(x).double().numpy(), run(graph, x.numpy()[:, :, None])) > 25
@@ -839,19 +839,19 @@ def test_sequences():
 def test_choices_change_a_configuration():
     network = float_graph()
     config = QuantizeConfig("ternary", gain_terms=1)
-    graph = quantize(network, inputs_of(network), config, format="int4")
+    graph = quantize_graph(network, inputs_of(network), config, format="int4")
     assert (graph.format.name, graph.gain_terms) == ("int4", 1)
 
 
 def test_layer_named_like_the_input():
     network = chain(float_conv(np.random.default_rng(0), "input", 2, 3, (1, 1)))
-    graph = quantize(network, inputs_of(network), format="ternary")
+    graph = quantize_graph(network, inputs_of(network), format="ternary")
     assert (graph.input, graph.output) == ("input_", "input")
 
 
 def test_few_samples():
     network = float_graph()
-    graph = quantize(network, inputs_of(network, 1), format="ternary")
+    graph = quantize_graph(network, inputs_of(network, 1), format="ternary")
     assert np.isfinite(run(graph, inputs_of(network, 4))).all()
 
 
@@ -876,18 +876,18 @@ def test_impossible_choices(choices, message):
 ])
 def test_wrong_calibration(samples, message):
     with pytest.raises(QuantizeError, match=message):
-        quantize(float_graph(), samples, format="ternary")
+        quantize_graph(float_graph(), samples, format="ternary")
 
 
 def test_weights_that_are_not_numbers():
     network = chain(float_conv(np.random.default_rng(0), "conv", 2, 3, (1, 1)))
     network.layers[0].weights[0, 0] = np.inf
     with pytest.raises(QuantizeError, match="conv: weights and biases must be finite"):
-        quantize(network, np.zeros((2, 2, 8, 8)), format="ternary")
+        quantize_graph(network, np.zeros((2, 2, 8, 8)), format="ternary")
 
 
 def test_too_many_inputs_for_moments():
     network = chain(FloatConv("fc", (2, 2), weights=np.ones((1, 3000, 2, 2)), bias=np.zeros(1)), shape=(3000, 2, 2))
     with pytest.raises(QuantizeError, match=r"^fc: .* takes at most 10240 inputs .*, not 12000; use"):
-        quantize(network, inputs_of(network, 2), format="ternary")
-    quantize(network, inputs_of(network, 2), format="ternary", method="nearest")
+        quantize_graph(network, inputs_of(network, 2), format="ternary")
+    quantize_graph(network, inputs_of(network, 2), format="ternary", method="nearest")

@@ -11,7 +11,7 @@ from torch.nn import functional
 from nomul.compiler import Program, compile_graph
 from nomul.frontend import INPUT, FloatConcat, FloatConv, FloatGraph, import_module
 from nomul.graph import Conv, Graph
-from nomul.quantize import quantize
+from nomul.quantize import quantize_graph
 from nomul.quantize.fake_quant import FakeQuant
 from nomul.verify import verify
 from nomul.zoo import MODELS, Network, _SameConv2d, resnet8, resnet18, resnet20, resnet50, samples
@@ -63,7 +63,7 @@ def network(name: str) -> Network:
 def compiled(fmt: str) -> tuple[Graph, Program]:
     """Seeded ResNet-8 on 16 x 16."""
     model = network("resnet8")
-    graph = quantize(model, samples(model.input_shape, 8), format=fmt, method="nearest")
+    graph = quantize_graph(model, samples(model.input_shape, 8), format=fmt, method="nearest")
     return graph, compile_graph(graph, ArrayConfig(fmt, rows=16, cols=16, memory=MEMORY))
 
 
@@ -165,7 +165,7 @@ def test_quantized_networks(name):
     model = network(name)
     calibration = samples(model.input_shape, 2)
     imported = import_module(model, calibration)
-    graph = quantize(imported, calibration, format="exp4", method="nearest",
+    graph = quantize_graph(imported, calibration, format="exp4", method="nearest",
                      formats={imported.layers[0].name: "int8"})
     first, *others = [node for node in graph.nodes if isinstance(node, Conv)]
     assert graph.format_of(first).name == "int8" and {graph.format_of(node).name for node in others} == {"exp4"}

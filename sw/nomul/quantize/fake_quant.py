@@ -5,11 +5,13 @@ a layer's integers, their products and their sums are themselves floating-point 
 where the contract rounds, in ``floor(x + 0.5)``. That holds while the integers fit the significand; the constructor
 proves it per layer from the weights at hand.
 
-The real numbers are what a user compares with the float network; the codes are what the machine computes.
+The real numbers are what a user compares with the float network; the codes are what the machine computes. Gradients go
+straight through the rounding, and end where a value saturates.
 """
 
 from collections.abc import Sequence
 from contextlib import nullcontext
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +23,7 @@ from nomul_hw.arithmetic import act_range
 from ..graph import Concat, Conv, Graph, Node, Pool, Tensor
 from .config import QuantizeError
 
-__all__ = ["FakeQuant"]
+__all__ = ["FakeLayer", "FakeQuant", "Join", "convolve", "quantize_real"]
 
 
 class FakeQuant(torch.nn.Module):
@@ -46,7 +48,7 @@ class FakeQuant(torch.nn.Module):
             raise QuantizeError(f"Fake quantization runs in torch.float64 or torch.float32, not {dtype}")
         self.graph = graph
         self.dtype = dtype
-        self.layers = torch.nn.ModuleList(_Join() if isinstance(node, Concat) else _Layer(graph, node, dtype)
+        self.layers = torch.nn.ModuleList(Join() if isinstance(node, Concat) else FakeLayer(graph, node, dtype)
                                           for node in graph.nodes)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -60,7 +62,7 @@ class FakeQuant(torch.nn.Module):
             raise QuantizeError(f"Input must have the shape (batch, {source.channels}, {source.height}, "
                                 f"{source.width}), not {tuple(x.shape)}")
         # In float64 whatever the dtype: adding 0.5 to a float32 could round.
-        reals = {source.name: _quantize(x.double(), source, act_range(self.graph.act_bits)).to(self.dtype)}
+        reals = {source.name: quantize_real(x.double(), source, act_range(self.graph.act_bits)).to(self.dtype)}
         for node, layer in zip(self.graph.nodes, self.layers, strict=True):
             reals[node.output] = layer(*(reals[name] for name in node.sources))
         return reals
@@ -74,14 +76,14 @@ class FakeQuant(torch.nn.Module):
         return codes
 
 
-class _Join(torch.nn.Module):
+class Join(torch.nn.Module):
     """A concatenation: its tensors already lie on one grid."""
 
     def forward(self, *parts: torch.Tensor) -> torch.Tensor:
         return torch.cat(parts, dim=1)
 
 
-class _Layer(torch.nn.Module):
+class FakeLayer(torch.nn.Module):
     """One node that computes: real input codes to real output codes, each on its grid."""
 
     weights: torch.Tensor
@@ -106,31 +108,55 @@ class _Layer(torch.nn.Module):
         self.lowest = float(np.ldexp(act_range(graph.act_bits)[0] - source.zero_point, source.exponent))
 
     def _add(self, name: str, values: npt.ArrayLike, dtype: torch.dtype) -> None:
-        self.register_buffer(name, torch.from_numpy(np.array(values, dtype=np.float64)).to(dtype))
+        self.register_buffer(name, torch.from_numpy(np.array(values, dtype=np.float64)).to(dtype), persistent=False)
 
     def forward(self, x: torch.Tensor, skip: torch.Tensor | None = None) -> torch.Tensor:
         node = self.node
-        top, left, bottom, right = node.padding
-        stride, dilation = node.stride, node.dilation
         if isinstance(node, Pool) and node.kind == "max":
             # Padding reads as the smallest code; PyTorch's own padding of a maximum is at most half a window.
+            top, left, bottom, right = node.padding
             x = functional.pad(x, (left, right, top, bottom), value=self.lowest)
             x = functional.max_pool2d(x, node.kernel, node.stride, dilation=node.dilation)
-            stride, dilation = (1, 1), (1, 1)
+            y = x * self.weights.reshape(-1, 1, 1) + self.bias.reshape(-1, 1, 1)
         else:
-            x = functional.pad(x, (left, right, top, bottom))
-        # NNPACK multiplies float32 by Winograd's transforms, which round.
-        exact = torch.backends.nnpack.flags(enabled=False) if x.dtype == torch.float32 else nullcontext()
-        with exact:
-            y = functional.conv2d(x, self.weights, self.bias, stride, dilation=dilation, groups=self.groups)
-        return _quantize(y if skip is None else y + skip, self.target, (node.low, node.high))
+            y = convolve(node, x, self.weights, self.bias, self.groups)
+        return quantize_real(y if skip is None else y + skip, self.target, (node.low, node.high))
 
 
-def _quantize(x: torch.Tensor, tensor: Tensor, clamp: Sequence[int]) -> torch.Tensor:
-    """Round to a tensor's grid, half up, and saturate."""
+def convolve(node: Node, x: torch.Tensor, weights: torch.Tensor, bias: torch.Tensor, groups: int) -> torch.Tensor:
+    """Slide a node's window over (N, C, H, W), by algorithms that do not round what needs no rounding.
+
+    NNPACK and cuDNN multiply by Winograd's transforms, which round.
+    """
+    top, left, bottom, right = node.padding
+    with (torch.backends.nnpack.flags(enabled=False) if x.dtype == torch.float32 else nullcontext(),
+          torch.backends.cudnn.flags(enabled=False) if x.is_cuda else nullcontext()):
+        if (top, left) == (bottom, right):
+            return functional.conv2d(x, weights, bias, node.stride, (top, left), node.dilation, groups)
+        x = functional.pad(x, (left, right, top, bottom))
+        return functional.conv2d(x, weights, bias, node.stride, 0, node.dilation, groups)
+
+
+class _Quantize(torch.autograd.Function):
+    """Round to multiples of ``unit``, half up, and saturate; the gradient is that of the saturation alone."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, unit: float, low: int, high: int) -> torch.Tensor:
+        counts = (x * (1 / unit)).add_(0.5).floor_()  # the unit is a power of two
+        inside = counts.clamp(low, high)
+        ctx.save_for_backward(counts == inside)
+        return inside.mul_(unit)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> tuple[torch.Tensor, None, None, None]:
+        return gradients[0] * ctx.saved_tensors[0], None, None, None
+
+
+def quantize_real(x: torch.Tensor, tensor: Tensor, clamp: Sequence[int]) -> torch.Tensor:
+    """Round to a tensor's grid, half up, and saturate; gradients go straight through, but for what saturates."""
     low, high = (code - tensor.zero_point for code in clamp)
-    steps = torch.floor(x * 2.0**-tensor.exponent + 0.5)
-    return steps.clamp(low, high) * 2.0**tensor.exponent
+    rounded: torch.Tensor = _Quantize.apply(x, 2.0**tensor.exponent, low, high)  # type: ignore[no-untyped-call]
+    return rounded
 
 
 def _check_exact(graph: Graph, node: Node, levels: npt.NDArray[np.int64], bias: npt.NDArray[np.int64],

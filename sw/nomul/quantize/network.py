@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-__all__ = ["quantize", "quantize_report"]
+__all__ = ["as_config", "as_float_graph", "quantize_graph", "quantize_report"]
 
 Float64Array = npt.NDArray[np.float64]
 Int64Array = npt.NDArray[np.int64]
@@ -64,9 +64,9 @@ MIN_MAGNITUDE = 16
 FAR = 1 << 60
 
 
-def quantize(network: "nn.Module | FloatGraph", calibration: "torch.Tensor | npt.ArrayLike",
-             config: QuantizeConfig | None = None, **choices: Any) -> Graph:
-    """Quantize a network to integers.
+def quantize_graph(network: "nn.Module | FloatGraph", calibration: "torch.Tensor | npt.ArrayLike",
+                   config: QuantizeConfig | None = None, **choices: Any) -> Graph:
+    """Quantize a network to integers, as plain data; :func:`nomul.quantize` makes a module of it that can be trained.
 
     Parameters
     ----------
@@ -91,8 +91,26 @@ def quantize(network: "nn.Module | FloatGraph", calibration: "torch.Tensor | npt
 
 def quantize_report(network: "nn.Module | FloatGraph", calibration: "torch.Tensor | npt.ArrayLike",
                     config: QuantizeConfig | None = None, **choices: Any) -> tuple[Graph, QuantizeReport]:
-    """Quantize a network as :func:`quantize` does, and account for every layer."""
-    config = QuantizeConfig(**choices) if config is None else replace(config, **choices)
+    """Quantize a network as :func:`quantize_graph` does, and account for every layer."""
+    config = as_config(config, choices)
+    floats, real = as_float_graph(network, calibration)
+    return _Quantizer(floats, config).run(real)
+
+
+def as_config(config: QuantizeConfig | None, choices: dict[str, Any]) -> QuantizeConfig:
+    """A configuration and changes to it, or its fields alone, as a configuration."""
+    return QuantizeConfig(**choices) if config is None else replace(config, **choices)
+
+
+def as_float_graph(network: "nn.Module | FloatGraph",
+                   calibration: "torch.Tensor | npt.ArrayLike") -> tuple[FloatGraph, Float64Array]:
+    """The float graph of a network, and the calibration inputs as it takes them, (N, C, H, W).
+
+    Raises
+    ------
+    nomul.frontend.UnsupportedError, QuantizeError
+        As :func:`quantize_graph`.
+    """
     if hasattr(calibration, "detach"):
         calibration = calibration.detach().cpu()
     samples = np.asarray(calibration)
@@ -104,10 +122,9 @@ def quantize_report(network: "nn.Module | FloatGraph", calibration: "torch.Tenso
         # Two samples, so that a reshape that mixes them cannot pass for one that does not.
         network = import_module(network, samples[[0, -1]])
     try:
-        real = network.as_input(samples)
+        return network, network.as_input(samples)
     except ValueError as error:
         raise QuantizeError(f"Calibration: {error}") from None
-    return _Quantizer(network, config).run(real)
 
 
 @dataclass(frozen=True, eq=False)
