@@ -90,7 +90,7 @@ def test_lattice_is_that_of_the_arithmetic(terms, max_shift):
 
 def test_exponent_is_the_one_of_least_error():
     values = np.random.default_rng(0).laplace(size=4000)
-    chosen = fit_exponent(values, 4, signed=True)
+    chosen = fit_exponent(values, QuantizeConfig("ternary", act_bits=4), signed=True)
     errors = {e: np.square(np.clip(np.floor(values / 2.0**e + 0.5), -8, 7) * 2.0**e - values).sum()
               for e in range(-8, 5)}
     assert chosen == min(errors, key=errors.get)
@@ -102,7 +102,7 @@ def test_exponent_is_the_one_of_least_error():
     ([-1.0, 0.25], True, -7), ([0.0], False, 0), ([], True, 0),
 ])
 def test_exponent_of_exact_values(values, signed, exponent):
-    assert fit_exponent(np.asarray(values), 8, signed=signed) == exponent
+    assert fit_exponent(np.asarray(values), QuantizeConfig("ternary"), signed=signed) == exponent
 
 
 @pytest.mark.parametrize("fmt", [*FORMATS.values(), get_format("int11"), WeightFormat("far", (-(1 << 20), 0, 1 << 20))],
@@ -861,7 +861,7 @@ def test_few_samples():
     ({"format": "int4", "gain_terms": 4}, "Number of gain terms must be 1, 2 or 3, not 4"),
     ({"format": "int4", "act_bits": 9}, r"act_bits must be an integer in 2\.\.8, not 9"),
     ({"format": "int4", "acc_bits": 8.5}, r"acc_bits must be an integer in 12\.\.32, not 8.5"),
-    ({"format": "int4", "method": "best"}, "Method must be one of nearest, gptq, not 'best'"),
+    ({"format": "int4", "method": "worst"}, "Method must be one of nearest, gptq, best, not 'worst'"),
 ])
 def test_impossible_choices(choices, message):
     with pytest.raises(QuantizeError, match=message):

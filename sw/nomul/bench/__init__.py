@@ -1,0 +1,1 @@
+"""Measurements that take their files by argument: ``python -m nomul.bench.NAME --help``."""
