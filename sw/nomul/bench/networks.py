@@ -21,7 +21,7 @@ __all__ = ["BenchError", "NETWORKS", "ds_cnn", "keywords", "mobilenet_v2", "phot
 
 Float32Array = npt.NDArray[np.float32]
 
-#: Pixels that a crop of a photo leaves out at each side, of all its shorter side has, as shares; and mirrored or not.
+#: What a crop of a photo leaves out at the left, the top, the right and the bottom, as shares of the shorter side.
 CROPS = [(left, top, right, bottom) for left, top, right, bottom in (
     (0.0, 0.0, 0.0, 0.0), (0.15, 0.15, 0.15, 0.15), (0.25, 0.0, 0.0, 0.25), (0.0, 0.25, 0.25, 0.0),
     (0.0, 0.0, 0.3, 0.3), (0.3, 0.3, 0.0, 0.0), (0.1, 0.2, 0.2, 0.1), (0.2, 0.1, 0.1, 0.2))]
@@ -115,8 +115,9 @@ def photos(paths: Sequence[Path], network: str) -> Float32Array:
         image = Image.open(path).convert("RGB")
         for left, top, right, bottom in CROPS:
             side = min(image.size)
-            box = (left * side, top * side, image.width - right * side, image.height - bottom * side)
-            crop = image.crop(tuple(map(round, box)))
+            box = (round(left * side), round(top * side), round(image.width - right * side),
+                   round(image.height - bottom * side))
+            crop = image.crop(box)
             short = min(crop.size)
             x, y = (crop.width - short) // 2, (crop.height - short) // 2
             pixels = np.asarray(crop.crop((x, y, x + short, y + short)).resize((size, size), Image.Resampling.BILINEAR))

@@ -49,7 +49,7 @@ class QuantizeConfig:
         How scales of activations are chosen: ``"error"`` by least squared error, ``"percentile"`` so that
         ``percentile`` per cent of the values do not saturate, ``"max"`` so that none does.
     percentile : float
-        For ``activations="percentile"``, over 50 and up to 100.
+        For ``activations="percentile"``, 50 to 100.
     equalization : float
         How far channels of one tensor are made equally large before anything else, 0 (not at all) to 1; see
         :func:`nomul.quantize.equalize`.
@@ -92,12 +92,10 @@ class QuantizeConfig:
             if getattr(self, name) not in choices:
                 raise QuantizeError(f"{name.capitalize()} must be one of {', '.join(choices)}, "
                                     f"not {getattr(self, name)!r}")
-        for name, holds, wanted in (("damping", lambda x: 0 < x < np.inf, "positive"),
-                                    ("percentile", lambda x: 50 < x <= 100, "over 50 and up to 100"),
-                                    ("equalization", lambda x: 0 <= x <= 1, "0 to 1")):
+        for name, least, most in (("damping", 1e-6, 1e6), ("percentile", 50.0, 100.0), ("equalization", 0.0, 1.0)):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not holds(value):
-                raise QuantizeError(f"{name} must be a number, {wanted}, not {value!r}")
+            if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
+                raise QuantizeError(f"{name} must be a number in {least:g}..{most:g}, not {value!r}")
 
     def format_of(self, layer: FloatConv) -> WeightFormat:
         """Format of a layer's weights.

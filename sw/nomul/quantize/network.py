@@ -24,7 +24,6 @@ from nomul.frontend import (
     FloatConv,
     FloatGraph,
     FloatLayer,
-    FloatOperation,
     FloatPool,
     import_module,
 )
@@ -285,11 +284,11 @@ class _Quantizer:
 
     def _rest(self, index: int, values: dict[str, Float64Array]) -> Float64Array:
         """The output of the float network, given all tensors that the layers after one of its layers read."""
-        last = self.network.last_readers()
+        last, output = self.network.last_readers(), self.network.layers[-1].name
         for at, layer in enumerate(self.network.layers[index + 1 :], index + 1):
             values[layer.name] = layer.run(*(values[name] for name in layer.sources))
-            values = {name: kept for name, kept in values.items() if last.get(name, -1) > at}
-        return values[self.network.layers[-1].name]
+            values = {name: kept for name, kept in values.items() if last.get(name, -1) > at or name == output}
+        return values[output]
 
     def _node(self, layer: FloatConv, choice: QuantizeConfig, linear: Float64Array, source: _Activations,
               skip: _Activations | None = None) -> tuple[Conv, Float64Array]:
