@@ -893,7 +893,7 @@ def test_too_many_inputs_for_moments():
     quantize(network, inputs_of(network, 2), format="ternary", method="nearest")
 
 
-# Choices of method, calibration and equalisation -----------------------------------------------------------------------
+# Choices of method, calibration and equalisation ------------------------------------------------------------------
 
 
 def depthwise_graph(seed=0):

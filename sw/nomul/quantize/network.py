@@ -265,8 +265,10 @@ class _Quantizer:
         if self.config.method != "best":
             return self.config
         trials = [replace(self.config, **trial) for trial in TRIALS.values()]
-        judges = np.arange(len(made[layer.sources[0]].real)) % JUDGES == JUDGES - 1
-        if passes_on(layer) or not judges.any():
+        count = len(made[layer.sources[0]].real)
+        every = min(JUDGES, count)
+        judges = np.arange(count) % every == every - 1
+        if passes_on(layer) or judges.all():
             return trials[0]
         train, test = ([made[name].part(part) for name in layer.sources] for part in (~judges, judges))
         linear = layer.linear(train[0].real)

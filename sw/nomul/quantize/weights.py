@@ -25,10 +25,10 @@ Int64Array = npt.NDArray[np.int64]
 REACH = 4
 
 #: Times that steps are refitted to the weights and the weights to the steps.
-ROUNDS = 2
+ROUNDS = 3
 
 #: Further steps that every round tries, as factors.
-NEIGHBOURS = (1.0, 1.25, 0.8)
+NEIGHBOURS = (1.0, 1.25, 0.8, 1.12, 0.89)
 
 #: Inputs whose errors are spread at once.
 BLOCK = 64
@@ -40,7 +40,7 @@ CHUNK = 1 << 15
 MAX_TABLE = 1 << 16
 
 #: Passes that improve one weight after the other, all others given.
-SWEEPS = 4
+SWEEPS = 12
 
 
 @dataclass(frozen=True)
