@@ -44,7 +44,7 @@ class QuantizeConfig:
     damping : float
         Share of the mean input power that ``"gptq"`` adds to every input. It keeps weights near their float values
         where calibration has little to say: more than the customary 0.01, since weights also follow the errors of
-        earlier layers.
+        earlier layers. A layer that sees fewer pixels than it has inputs gets more of it.
     activations : str
         How scales of activations are chosen: ``"error"`` by least squared error, ``"percentile"`` so that
         ``percentile`` per cent of the values do not saturate, ``"max"`` so that none does.

@@ -376,7 +376,9 @@ class _Quantizer:
             cross += real @ part.swapaxes(1, 2)
         moment = moment / count - total * total.swapaxes(1, 2) / count**2
         cross = cross / count - real_total * total.swapaxes(1, 2) / count**2
-        return fit_compensated(layer.matrices, moment, cross, fmt, lattice, lowest, damping=choice.damping)
+        # Moments of few pixels and many inputs are mostly noise.
+        damping = choice.damping * (1 + inputs / count)
+        return fit_compensated(layer.matrices, moment, cross, fmt, lattice, lowest, damping=damping)
 
     def _constant(self, count: int, inputs: int, fmt: WeightFormat, ends: tuple[int, int],
                   drop: int) -> tuple[Int64Array, int, int]:
