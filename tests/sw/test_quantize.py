@@ -10,7 +10,7 @@ from torch import nn
 from nomul.compiler import compile_graph
 from nomul.frontend import INPUT, FloatConcat, FloatConv, FloatGraph, FloatPool
 from nomul.graph import Concat, Conv, Graph, Pool
-from nomul.quantize import QuantizeConfig, QuantizeError, quantize_graph, quantize_report
+from nomul.quantize import QuantizeConfig, QuantizeError, equalize, quantize_graph, quantize_report
 from nomul.quantize.activations import fit_exponent
 from nomul.quantize.fake_quant import FakeQuant
 from nomul.quantize.lattice import StepLattice
@@ -90,7 +90,7 @@ def test_lattice_is_that_of_the_arithmetic(terms, max_shift):
 
 def test_exponent_is_the_one_of_least_error():
     values = np.random.default_rng(0).laplace(size=4000)
-    chosen = fit_exponent(values, 4, signed=True)
+    chosen = fit_exponent(values, QuantizeConfig("ternary", act_bits=4), signed=True)
     errors = {e: np.square(np.clip(np.floor(values / 2.0**e + 0.5), -8, 7) * 2.0**e - values).sum()
               for e in range(-8, 5)}
     assert chosen == min(errors, key=errors.get)
@@ -102,7 +102,7 @@ def test_exponent_is_the_one_of_least_error():
     ([-1.0, 0.25], True, -7), ([0.0], False, 0), ([], True, 0),
 ])
 def test_exponent_of_exact_values(values, signed, exponent):
-    assert fit_exponent(np.asarray(values), 8, signed=signed) == exponent
+    assert fit_exponent(np.asarray(values), QuantizeConfig("ternary"), signed=signed) == exponent
 
 
 @pytest.mark.parametrize("fmt", [*FORMATS.values(), get_format("int11"), WeightFormat("far", (-(1 << 20), 0, 1 << 20))],
@@ -861,7 +861,7 @@ def test_few_samples():
     ({"format": "int4", "gain_terms": 4}, "Number of gain terms must be 1, 2 or 3, not 4"),
     ({"format": "int4", "act_bits": 9}, r"act_bits must be an integer in 2\.\.8, not 9"),
     ({"format": "int4", "acc_bits": 8.5}, r"acc_bits must be an integer in 12\.\.32, not 8.5"),
-    ({"format": "int4", "method": "best"}, "Method must be one of nearest, gptq, not 'best'"),
+    ({"format": "int4", "method": "worst"}, "Method must be one of nearest, gptq, best, not 'worst'"),
 ])
 def test_impossible_choices(choices, message):
     with pytest.raises(QuantizeError, match=message):
@@ -891,3 +891,99 @@ def test_too_many_inputs_for_moments():
     with pytest.raises(QuantizeError, match=r"^fc: .* takes at most 10240 inputs .*, not 12000; use"):
         quantize_graph(network, inputs_of(network, 2), format="ternary")
     quantize_graph(network, inputs_of(network, 2), format="ternary", method="nearest")
+
+
+# Choices of method, calibration and equalisation ------------------------------------------------------------------
+
+
+def depthwise_graph(seed=0):
+    """A depthwise network whose channels differ in size by up to 60 times, as those of trained ones do."""
+    rng = np.random.default_rng(seed)
+    spread = np.exp(rng.uniform(0, 4, 12))
+    first = float_conv(rng, "conv", 3, 12, (3, 3), padding=(1, 1, 1, 1), low=0.0)
+    first = replace(first, weights=first.weights * spread[:, None, None, None], bias=first.bias * spread)
+    last = float_conv(rng, "point", 12, 8, (1, 1), bias=0.0)
+    return chain(
+        first,
+        float_conv(rng, "depth", 12, 12, (3, 3), padding=(1, 1, 1, 1), groups=12, low=0.0),
+        FloatPool("max", (2, 2), (2, 2), kind="max"),
+        replace(last, weights=last.weights / spread[:, None, None]), shape=(3, 8, 8))
+
+
+@pytest.mark.parametrize("strength", [0.0, 0.5, 1.0])
+def test_equalized_network_computes_the_same(strength):
+    network = depthwise_graph()
+    x = inputs_of(network)
+    np.testing.assert_allclose(equalize(network, x, strength=strength).run(x), network.run(x), rtol=1e-9, atol=1e-9)
+
+
+def test_equalization_evens_out_channels_and_saves_accuracy():
+    network = depthwise_graph()
+    x, others = inputs_of(network, 64), inputs_of(network, 64, seed=1)
+
+    def unevenness(graph):
+        sizes = [np.sqrt(np.square(value).mean(axis=(0, 2, 3))) for _, value in graph.outputs(x)]
+        return [float(size.max() / size.min()) for size in sizes[:3]]
+
+    before, after = unevenness(network), unevenness(equalize(network, x, strength=1.0))
+    assert all(new < old / 4 for new, old in zip(after, before, strict=True))
+    graphs = [quantize_graph(network, x, format="int8", equalization=strength) for strength in (0.0, 1.0)]
+    plain, even = (sqnr_db(network.run(others), run(graph, others)) for graph in graphs)
+    assert even > plain + 3
+
+
+def test_equalization_leaves_alone_what_would_not_commute():
+    """Clamps from above, tensors that are added or returned."""
+    rng = np.random.default_rng(0)
+    for options in ({"low": 0.0, "high": 1.0}, {"low": -1.0}):
+        network = chain(float_conv(rng, "a", 2, 4, (1, 1), **options), float_conv(rng, "b", 4, 4, (1, 1)))
+        assert all((old.weights == new.weights).all() for old, new in zip(
+            network.layers, equalize(network, inputs_of(network)).layers, strict=True))
+    network = chain(float_conv(rng, "a", 2, 4, (1, 1), low=0.0), float_conv(rng, "b", 4, 4, (1, 1), low=0.0),
+                    float_conv(rng, "c", 4, 4, (1, 1), skip="a"))
+    equal = equalize(network, inputs_of(network), strength=1.0)
+    assert (network.layers[0].weights == equal.layers[0].weights).all()
+    assert not (network.layers[1].weights == equal.layers[1].weights).all()
+    with pytest.raises(ValueError, match=r"Strength must be in 0\.\.1, not 2"):
+        equalize(network, inputs_of(network), strength=2)
+
+
+def test_scales_of_activations_by_percentile_and_maximum():
+    values = np.concatenate([np.random.default_rng(0).uniform(0, 1, 9990), np.full(10, 100.0)])
+    exponents = [fit_exponent(values, QuantizeConfig("int4", activations=rule, percentile=99.0), signed=False)
+                 for rule in ("percentile", "error", "max")]
+    assert exponents == sorted(exponents)
+    assert 255 * 2.0 ** exponents[0] >= 0.99 > 255 * 2.0 ** (exponents[0] - 1)
+    assert 255 * 2.0 ** exponents[2] >= 100 > 255 * 2.0 ** (exponents[2] - 1)
+    # Zeros say nothing about the scale of the others.
+    more = np.concatenate([values, np.zeros(100_000)])
+    assert fit_exponent(more, QuantizeConfig("int4", activations="percentile", percentile=99.0),
+                        signed=False) == exponents[0]
+    assert fit_exponent(np.zeros(5), QuantizeConfig("int4", activations="percentile"), signed=False) == 0
+
+
+def test_best_method_is_chosen_by_its_effect_on_other_inputs():
+    """With few inputs, error compensation follows their noise: the choice must not do worse than either by much."""
+    network = float_graph(3)
+    others = inputs_of(network, 64, seed=1)
+    for samples in (12, 48):
+        x = inputs_of(network, samples)
+        graphs = {method: quantize_graph(network, x, format="pot4", method=method)
+                  for method in ("nearest", "gptq", "best")}
+        found = {method: sqnr_db(network.run(others), run(graph, others)) for method, graph in graphs.items()}
+        assert found["best"] > max(found["nearest"], found["gptq"]) - 1, found
+    again = [quantize_graph(network, x, format="pot4", method="best") for _ in range(2)]
+    assert all((one == other).all() for one, other in zip(*map(arrays, again), strict=True))
+
+
+def test_best_method_with_a_single_input():
+    network = float_graph()
+    assert quantize_graph(network, inputs_of(network, 1), format="ternary", method="best").nodes
+
+
+def test_wide_formats_use_coarser_steps_where_sums_would_not_fit():
+    rng = np.random.default_rng(0)
+    network = chain(float_conv(rng, "wide", 4096, 4, (1, 1)), shape=(4096, 1, 1))
+    x = np.abs(inputs_of(network, 64))
+    graph = quantize_graph(network, x, format="exp5", method="nearest", acc_bits=24)
+    assert sqnr_db(network.run(x), run(graph, x)) > 20

@@ -1,1 +1,1 @@
-"""Comparisons that the documentation quotes: ``python -m nomul.bench.NAME``."""
+"""Comparisons that the documentation quotes, on files given by argument: ``python -m nomul.bench.NAME --help``."""

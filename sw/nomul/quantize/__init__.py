@@ -7,14 +7,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from .config import QuantizeConfig, QuantizeError
+from .equalize import equalize
 from .network import quantize_graph, quantize_report
 from .report import LayerReport, QuantizeReport
 
 if TYPE_CHECKING:
     from .module import QuantizedNetwork, quantize
 
-__all__ = ["LayerReport", "QuantizeConfig", "QuantizeError", "QuantizeReport", "QuantizedNetwork", "quantize",
-           "quantize_graph", "quantize_report"]
+__all__ = ["LayerReport", "QuantizeConfig", "QuantizeError", "QuantizeReport", "QuantizedNetwork", "equalize",
+           "quantize", "quantize_graph", "quantize_report"]
 
 
 def __getattr__(name: str) -> Any:

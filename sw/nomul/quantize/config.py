@@ -11,9 +11,11 @@ from nomul.frontend import FloatConv
 from nomul_hw.arithmetic import gain_multipliers, max_gain_shift
 from nomul_hw.formats import WeightFormat, get_format
 
-__all__ = ["Method", "QuantizeConfig", "QuantizeError"]
+__all__ = ["Calibration", "Method", "QuantizeConfig", "QuantizeError"]
 
-Method = Literal["nearest", "gptq"]
+Method = Literal["nearest", "gptq", "best"]
+
+Calibration = Literal["error", "percentile", "max"]
 
 
 class QuantizeError(ValueError):
@@ -36,7 +38,21 @@ class QuantizeConfig:
         Width of the accumulators: no sum may need more, and gains shift no further than suits it.
     method : str
         ``"gptq"`` chooses the weights of an output channel together, each making up for the errors of those before
-        it; ``"nearest"`` rounds each weight on its own.
+        it; ``"nearest"`` rounds each weight on its own. ``"best"`` tries these and others for every layer, and keeps
+        what moves the network's output least on calibration inputs that the trial did not see; it takes several times
+        as long.
+    damping : float
+        Share of the mean input power that ``"gptq"`` adds to every input. It keeps weights near their float values
+        where calibration has little to say: more than the customary 0.01, since weights also follow the errors of
+        earlier layers. A layer that sees fewer pixels than it has inputs gets more of it.
+    activations : str
+        How scales of activations are chosen: ``"error"`` by least squared error, ``"percentile"`` so that
+        ``percentile`` per cent of the values do not saturate, ``"max"`` so that none does.
+    percentile : float
+        For ``activations="percentile"``, 50 to 100.
+    equalization : float
+        How far channels of one tensor are made equally large before anything else, 0 (not at all) to 1; see
+        :func:`nomul.quantize.equalize`.
     bias_correction : bool
         Restore the mean of every output channel, as calibration sees it.
     formats : mapping of str to WeightFormat
@@ -54,6 +70,10 @@ class QuantizeConfig:
     gain_terms: int = 2
     acc_bits: int = 24
     method: Method = "gptq"
+    damping: float = 0.1
+    activations: Calibration = "error"
+    percentile: float = 99.99
+    equalization: float = 0.0
     bias_correction: bool = True
     formats: Mapping[str, WeightFormat] = field(default_factory=dict)
 
@@ -68,8 +88,14 @@ class QuantizeConfig:
             value = getattr(self, name)
             if not isinstance(value, int) or not low <= value <= high:
                 raise QuantizeError(f"{name} must be an integer in {low}..{high}, not {value!r}")
-        if self.method not in get_args(Method):
-            raise QuantizeError(f"Method must be one of {', '.join(get_args(Method))}, not {self.method!r}")
+        for name, choices in (("method", get_args(Method)), ("activations", get_args(Calibration))):
+            if getattr(self, name) not in choices:
+                raise QuantizeError(f"{name.capitalize()} must be one of {', '.join(choices)}, "
+                                    f"not {getattr(self, name)!r}")
+        for name, least, most in (("damping", 1e-6, 1e6), ("percentile", 50.0, 100.0), ("equalization", 0.0, 1.0)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
+                raise QuantizeError(f"{name} must be a number in {least:g}..{most:g}, not {value!r}")
 
     def format_of(self, layer: FloatConv) -> WeightFormat:
         """Format of a layer's weights.

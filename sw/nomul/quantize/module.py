@@ -25,9 +25,8 @@ from ..graph import Concat, Conv, Graph
 from .config import QuantizeConfig, QuantizeError, passes_on
 from .fake_quant import FakeLayer, FakeQuant, Join, convolve, quantize_real
 from .lattice import StepLattice
-from .network import CONSTANT, as_config, as_float_graph, quantize_report
+from .network import CONSTANT, as_config, as_float_graph, planned, quantize_report
 from .report import QuantizeReport
-from .scales import plan_scales
 from .train.rules import Start, StraightThrough, WeightRule
 
 if TYPE_CHECKING:
@@ -73,8 +72,8 @@ def quantize(network: "nn.Module | FloatGraph", calibration: "torch.Tensor | npt
     config = as_config(config, choices)
     floats, real = as_float_graph(network, calibration)
     graph, report = quantize_report(floats, real, config)
-    planned, scales = plan_scales(floats, real, config)
-    return QuantizedNetwork(planned, graph, report, config, scales.factors)
+    prepared, scales = planned(floats, real, config)
+    return QuantizedNetwork(prepared, graph, report, config, scales.factors)
 
 
 class QuantizedNetwork(nn.Module):
@@ -90,7 +89,7 @@ class QuantizedNetwork(nn.Module):
     Parameters
     ----------
     network : FloatGraph
-        The float network, as :func:`plan_scales` returns it.
+        The float network, as :func:`nomul.quantize.network.planned` returns it.
     start : Graph
         What post-training quantization made of it.
     report : QuantizeReport

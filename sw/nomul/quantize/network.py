@@ -24,7 +24,6 @@ from nomul.frontend import (
     FloatConv,
     FloatGraph,
     FloatLayer,
-    FloatOperation,
     FloatPool,
     import_module,
 )
@@ -34,6 +33,7 @@ from nomul_hw.arithmetic import Gain, act_range, requantize, round_half_up, zero
 from nomul_hw.formats import WeightFormat
 
 from .config import QuantizeConfig, QuantizeError, passes_on
+from .equalize import equalize
 from .lattice import StepLattice
 from .report import LayerReport, QuantizeReport, sqnr_db
 from .scales import Scales, is_sum, mean_gain, plan_scales
@@ -43,10 +43,20 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-__all__ = ["as_config", "as_float_graph", "quantize_graph", "quantize_report"]
+__all__ = ["as_config", "as_float_graph", "planned", "quantize_graph", "quantize_report"]
 
 Float64Array = npt.NDArray[np.float64]
 Int64Array = npt.NDArray[np.int64]
+
+#: What method ``"best"`` tries for every layer: method and damping.
+TRIALS: dict[str, dict[str, Any]] = {
+    "gptq": {"method": "gptq"},
+    "gptq, damped": {"method": "gptq", "damping": 1.0},
+    "nearest": {"method": "nearest"},
+}
+
+#: Of the calibration inputs one in so many is kept from the trials, to judge them.
+JUDGES = 4
 
 #: A channel whose inputs move its output by less than this many codes is a constant.
 CONSTANT = 2.0**-8
@@ -127,6 +137,13 @@ def as_float_graph(network: "nn.Module | FloatGraph",
         raise QuantizeError(f"Calibration: {error}") from None
 
 
+def planned(network: FloatGraph, real: Float64Array, config: QuantizeConfig) -> tuple[FloatGraph, Scales]:
+    """The float network that is quantized, equalized if so configured, and its scales."""
+    if config.equalization:
+        network = equalize(network, real, strength=config.equalization)
+    return plan_scales(network, real, config)
+
+
 @dataclass(frozen=True, eq=False)
 class _Activations:
     """Calibration inputs at one tensor: what the float network holds there, and what the integer network does."""
@@ -140,6 +157,10 @@ class _Activations:
     def unit(self) -> float:
         """What one count is worth."""
         return _unit(self.tensor, self.factor)
+
+    def part(self, samples: slice | npt.NDArray[np.bool_]) -> "_Activations":
+        """Those of some of the inputs."""
+        return replace(self, real=self.real[samples], counts=self.counts[samples])
 
 
 def _unit(tensor: Tensor, factor: float) -> float:
@@ -162,7 +183,7 @@ class _Quantizer:
         """Quantize with these calibration inputs (N, C, H, W)."""
         config = self.config
         self._check()
-        self.network, self.scales = plan_scales(self.network, real, config)
+        self.network, self.scales = planned(self.network, real, config)
         layers, name = self.network.layers, "input"
         while name in {layer.name for layer in layers}:
             name += "_"
@@ -173,7 +194,15 @@ class _Quantizer:
         made, last = {INPUT: at}, self.network.last_readers()
         tensors, nodes = [tensor], list[Operation]()
         for index, layer in enumerate(layers):
-            node, at = self._layer(layer, *(made[name] for name in layer.sources))
+            sources = [made[name] for name in layer.sources]
+            node: Operation
+            if isinstance(layer, FloatConv):
+                node, at = self._conv(layer, self._choice(index, layer, made), *sources)
+            elif isinstance(layer, FloatPool):
+                node, at = self._pool(layer, *sources)
+            else:
+                assert isinstance(layer, FloatConcat)
+                node, at = self._concat(layer, *sources)
             tensors.append(at.tensor)
             nodes.append(node)
             made[layer.name] = at
@@ -182,12 +211,7 @@ class _Quantizer:
                       at.tensor.name, self.network.output_shape)
         return graph, QuantizeReport(tuple(self.reports))
 
-    def _layer(self, layer: FloatOperation, *sources: _Activations) -> tuple[Operation, _Activations]:
-        if isinstance(layer, FloatConv):
-            return self._conv(layer, *sources)
-        if isinstance(layer, FloatPool):
-            return self._pool(layer, *sources)
-        assert isinstance(layer, FloatConcat)
+    def _concat(self, layer: FloatConcat, *sources: _Activations) -> tuple[Concat, _Activations]:
         real, counts = (np.concatenate(parts, axis=1) for parts in ([s.real for s in sources],
                                                                     [s.counts for s in sources]))
         node = Concat(layer.name, tuple(source.tensor.name for source in sources), layer.name)
@@ -241,20 +265,68 @@ class _Quantizer:
 
     # Convolutions ------------------------------------------------------------------------------------------------
 
-    def _conv(self, layer: FloatConv, source: _Activations,
+    def _conv(self, layer: FloatConv, choice: QuantizeConfig, source: _Activations,
               skip: _Activations | None = None) -> tuple[Conv, _Activations]:
+        linear = layer.linear(source.real)
+        node, steps = self._node(layer, choice, linear, source, skip)
+        real = np.clip(linear if skip is None else linear + skip.real, layer.low, layer.high)
+        after, saturation = self._apply(layer, node, real, source, skip)
+        levels = node.weights.reshape(len(steps), -1)
+        self.reports.append(LayerReport(
+            layer.name, "conv", sqnr_db(layer.weights.reshape(levels.shape), levels * steps[:, None]),
+            sqnr_db(real, after.counts * after.unit), float((levels == 0).mean()), saturation, after.tensor.exponent))
+        return node, after
+
+    def _choice(self, index: int, layer: FloatConv, made: dict[str, _Activations]) -> QuantizeConfig:
+        """How to quantize a layer: the configuration, or what does best of several trials.
+
+        Each is fitted to some of the calibration inputs, and judged by the others: the layer's integers as they would
+        be, and from there on the float network, against the float network's output. An output that errs less is not
+        enough, neither is one that errs less on what it was fitted to.
+        """
+        if self.config.method != "best":
+            return self.config
+        trials = [replace(self.config, **trial) for trial in TRIALS.values()]
+        count = len(made[layer.sources[0]].real)
+        every = min(JUDGES, count)
+        judges = np.arange(count) % every == every - 1
+        if passes_on(layer) or judges.all():
+            return trials[0]
+        train, test = ([made[name].part(part) for name in layer.sources] for part in (~judges, judges))
+        linear = layer.linear(train[0].real)
+        real = layer.run(*(source.real for source in test))
+        live = {name: at.part(judges) for name, at in made.items()}
+        aim = self._rest(index, {**{name: at.real for name, at in live.items()}, layer.name: real})
+        values = {name: at.counts * at.unit for name, at in live.items()}
+
+        def error(trial: QuantizeConfig) -> float:
+            node, _ = self._node(layer, trial, linear, *train)
+            after, _ = self._apply(layer, node, real, *test)
+            return float(np.square(self._rest(index, {**values, layer.name: after.counts * after.unit}) - aim).sum())
+
+        return min(trials, key=error)
+
+    def _rest(self, index: int, values: dict[str, Float64Array]) -> Float64Array:
+        """The output of the float network, given all tensors that the layers after one of its layers read."""
+        last, output = self.network.last_readers(), self.network.layers[-1].name
+        for at, layer in enumerate(self.network.layers[index + 1 :], index + 1):
+            values[layer.name] = layer.run(*(values[name] for name in layer.sources))
+            values = {name: kept for name, kept in values.items() if last.get(name, -1) > at or name == output}
+        return values[output]
+
+    def _node(self, layer: FloatConv, choice: QuantizeConfig, linear: Float64Array, source: _Activations,
+              skip: _Activations | None = None) -> tuple[Conv, Float64Array]:
+        """Quantize a layer whose output, but for addition and clamp, is ``linear``; also returns the steps."""
         config, factor, fmt = self.config, self.scales.factors[layer.name], self.config.format_of(layer)
-        real = layer.linear(source.real)
-        mean = real.mean(axis=(0, 2, 3))
-        real = np.clip(real if skip is None else real + skip.real, layer.low, layer.high)
-        target = self._tensor(layer.name, real)
+        mean = linear.mean(axis=(0, 2, 3))
+        target = self._tensor(layer.name, linear)
         drop = 0 if skip is None else target.exponent - skip.tensor.exponent
         weights = layer.weights.reshape(len(layer.weights), -1)
         lattice = StepLattice(config.gain_terms, config.max_gain_shift, _unit(target, factor) / source.unit, drop)
         # A step so small that the bias alone would overflow is no choice, however small the weights.
         least = np.maximum(np.abs(layer.bias), np.abs(mean)) / source.unit / (self.limit / 4)
         lowest = np.minimum(np.searchsorted(lattice.steps, least), len(lattice.steps) - 1)
-        fit = self._fit_sums(layer, source, fmt, lattice, lowest.reshape(layer.groups, -1))
+        fit = self._fit_sums(layer, choice, source, fmt, lattice, lowest.reshape(layer.groups, -1))
         levels, index = fit.levels.reshape(weights.shape), fit.index.reshape(-1)
         multiplier, shift, steps = lattice.multipliers[index], lattice.shifts[index], lattice.steps[index]
         sums = self._sums(layer, levels, source)
@@ -273,40 +345,43 @@ class _Quantizer:
             count = int(np.clip(round_half_up(mean[channel] / _unit(target, factor)), *ends))
             levels[channel], offset[channel], shift[channel] = self._constant(count, levels.shape[1], fmt, ends, drop)
             multiplier[channel], steps[channel] = 1, lattice.unit / 2.0 ** shift[channel]
-        if len(constant):
-            sums = self._sums(layer, levels, source)
         node = Conv(**self._geometry(layer, source, skip), **clamp,
                     bias=offset - source.tensor.zero_point * levels.sum(axis=1), multiplier=multiplier, shift=shift,
                     weights=levels.reshape(layer.weights.shape).astype(np.int32), groups=layer.groups,
                     format=None if fmt == config.format else fmt)
         self._check_sums(layer, levels, node.bias)
-        after, saturation = self._requantize(layer, node, target, sums + offset[:, None, None], real, skip)
-        self.reports.append(LayerReport(
-            layer.name, "conv", sqnr_db(weights, levels * steps[:, None]), sqnr_db(real, after.counts * after.unit),
-            float((levels == 0).mean()), saturation, target.exponent))
-        return node, after
+        return node, steps
 
-    def _fit_sums(self, layer: FloatConv, source: _Activations, fmt: WeightFormat, lattice: StepLattice,
-                  lowest: Int64Array) -> Fit:
+    def _apply(self, layer: FloatConv, node: Conv, real: Float64Array, source: _Activations,
+               skip: _Activations | None = None) -> tuple[_Activations, float]:
+        """What a quantized layer makes of its inputs, beside the float layer's ``real``; and the share that saturates.
+        """
+        levels = node.weights.reshape(len(node.weights), -1).astype(np.int64)
+        bias = node.bias + source.tensor.zero_point * levels.sum(axis=1)
+        sums = self._sums(layer, levels, source) + bias[:, None, None]
+        return self._requantize(layer, node, self._tensor(layer.name, real), sums, real, skip)
+
+    def _fit_sums(self, layer: FloatConv, choice: QuantizeConfig, source: _Activations, fmt: WeightFormat,
+                  lattice: StepLattice, lowest: Int64Array) -> Fit:
         """Choose levels and steps, coarser ones where sums would else not fit the accumulators.
 
-        Wide integers lose a bit or two by that; other formats could lose most of their levels.
+        Formats with a wide range lose a bit or two by that; others could lose most of their levels.
         """
-        fit = self._fit(layer, source, fmt, lattice, lowest)
+        fit = self._fit(layer, choice, source, fmt, lattice, lowest)
         steps = lattice.steps[fit.index]
         offset = round_half_up(layer.bias.reshape(steps.shape) / (source.unit * steps)).astype(np.int64)
         bound = self._bounds(fit.levels, offset - source.tensor.zero_point * fit.levels.sum(axis=2))
         excess = bound / (self.limit * SUMS_SHARE)
-        if not fmt.is_uniform or not 1 < excess.max() <= fmt.max_magnitude / MIN_MAGNITUDE:
+        if not 1 < excess.max() <= fmt.max_magnitude / MIN_MAGNITUDE:
             return fit
         coarser = np.minimum(np.searchsorted(lattice.steps, steps * excess), len(lattice.steps) - 1)
-        return self._fit(layer, source, fmt, lattice, np.where(excess > 1, coarser, lowest))
+        return self._fit(layer, choice, source, fmt, lattice, np.where(excess > 1, coarser, lowest))
 
-    def _fit(self, layer: FloatConv, source: _Activations, fmt: WeightFormat, lattice: StepLattice,
-             lowest: Int64Array) -> Fit:
+    def _fit(self, layer: FloatConv, choice: QuantizeConfig, source: _Activations, fmt: WeightFormat,
+             lattice: StepLattice, lowest: Int64Array) -> Fit:
         """Choose levels and steps, given what the integer network feeds the layer."""
         inputs = layer.matrices.shape[2]
-        if self.config.method == "nearest" or passes_on(layer):
+        if choice.method == "nearest" or passes_on(layer):
             power = np.stack([tap.var(axis=(0, 2, 3)) for tap in taps(source.counts, layer)], axis=1)
             return fit_nearest(layer.matrices, power.reshape(layer.groups, inputs), fmt, lattice, lowest)
         if inputs > MAX_INPUTS:
@@ -323,7 +398,9 @@ class _Quantizer:
             cross += real @ part.swapaxes(1, 2)
         moment = moment / count - total * total.swapaxes(1, 2) / count**2
         cross = cross / count - real_total * total.swapaxes(1, 2) / count**2
-        return fit_compensated(layer.matrices, moment, cross, fmt, lattice, lowest)
+        # Moments of few pixels and many inputs are mostly noise.
+        damping = choice.damping * (1 + inputs / count)
+        return fit_compensated(layer.matrices, moment, cross, fmt, lattice, lowest, damping=damping)
 
     def _constant(self, count: int, inputs: int, fmt: WeightFormat, ends: tuple[int, int],
                   drop: int) -> tuple[Int64Array, int, int]:

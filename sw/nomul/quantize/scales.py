@@ -63,7 +63,7 @@ def plan_scales(network: FloatGraph, real: Float64Array, config: QuantizeConfig)
         changed, copies = _with_copies(network, copied)
         factors, _ = _factors(changed, copies, config)
         signed = _signed(changed, real)
-        wanted = {INPUT: fit_exponent(real, config.act_bits, signed=signed[INPUT])}
+        wanted = {INPUT: fit_exponent(real, config, signed=signed[INPUT])}
         for layer, value in changed.outputs(real):
             if isinstance(layer, FloatPool) and layer.kind == "max":
                 # The codes are what they are: another scale could only lose some.
@@ -71,7 +71,7 @@ def plan_scales(network: FloatGraph, real: Float64Array, config: QuantizeConfig)
             elif isinstance(layer, FloatConcat):
                 wanted[layer.name] = max(wanted[part] for part in layer.inputs)
             else:
-                wanted[layer.name] = fit_exponent(value / factors[layer.name], config.act_bits,
+                wanted[layer.name] = fit_exponent(value / factors[layer.name], config,
                                                   signed=signed[layer.name])
         exponents = _raised(changed, wanted, factors, config)
         if exponents is not None:

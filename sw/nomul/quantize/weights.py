@@ -24,15 +24,11 @@ Int64Array = npt.NDArray[np.int64]
 #: Octaves below the step that saturates no weight; heavy tails and coarse formats like to saturate.
 REACH = 4
 
-#: Share of the mean input power that is added to every input. It keeps weights near their float values where
-#: calibration has little to say: more than the customary 0.01, since weights also follow the errors of earlier layers.
-DAMPING = 0.1
-
 #: Times that steps are refitted to the weights and the weights to the steps.
-ROUNDS = 2
+ROUNDS = 3
 
 #: Further steps that every round tries, as factors.
-NEIGHBOURS = (1.0, 1.25, 0.8)
+NEIGHBOURS = (1.0, 1.25, 0.8, 1.12, 0.89)
 
 #: Inputs whose errors are spread at once.
 BLOCK = 64
@@ -44,7 +40,7 @@ CHUNK = 1 << 15
 MAX_TABLE = 1 << 16
 
 #: Passes that improve one weight after the other, all others given.
-SWEEPS = 4
+SWEEPS = 12
 
 
 @dataclass(frozen=True)
@@ -120,18 +116,19 @@ def fit_nearest(weights: Float64Array, importance: Float64Array, fmt: WeightForm
 
 
 def fit_compensated(weights: Float64Array, moment: Float64Array, cross: Float64Array, fmt: WeightFormat,
-                    lattice: StepLattice, lowest: Int64Array) -> Fit:
+                    lattice: StepLattice, lowest: Int64Array, *, damping: float = 0.1) -> Fit:
     """Choose a channel's weights together, so that later ones make up for the errors of earlier ones.
 
     With ``x`` the inputs that the float network feeds the layer and ``y`` those that the integer network does, the aim
     is ``s·q·y`` near ``w·x``. ``moment`` is ``E[y yᵀ]`` and ``cross`` is ``E[x yᵀ]``, both about the means and of shape
     (groups, inputs, inputs); so the weights to come near are ``w E[x yᵀ] E[y yᵀ]⁻¹``, and how near is measured by
-    ``E[y yᵀ]``.
+    ``E[y yᵀ]``. Both get ``damping`` times the mean input power added to their diagonals, for what calibration does not
+    know.
 
     Starts at :func:`fit_nearest`; then alternates the least-squares step, snapped to the lattice, with a choice of the
     weights for it and for a few steps around it. Every channel keeps the best that it saw.
     """
-    power = DAMPING * moment.diagonal(axis1=1, axis2=2).mean(axis=1)
+    power = damping * moment.diagonal(axis1=1, axis2=2).mean(axis=1)
     ridge = np.eye(moment.shape[1]) * np.where(power > 0, power, 1.0)[:, None, None]
     damped = moment + ridge
     # Channels are columns from here on: the inner loops go over inputs.
