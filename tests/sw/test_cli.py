@@ -429,8 +429,8 @@ MISTAKES = {
     "quantize: no format": (lambda: ["quantize", "model.py:make", "--calibration", "x.npy", "-o", "out"],
                             "give either --format NAME or --config CONFIG.toml"),
     "quantize: unknown method": (
-        lambda: ["quantize", "model.py:make", "--calibration", "x.npy", "--format", "int4", "--method", "best", "-o",
-                 "out"], "Method must be one of nearest, gptq, not 'best'"),
+        lambda: ["quantize", "model.py:make", "--calibration", "x.npy", "--format", "int4", "--method", "worst", "-o",
+                 "out"], "Method must be one of nearest, gptq, best, not 'worst'"),
     "quantize: no layer of that name": (
         lambda: ["quantize", "model.py:make", "--calibration", "x.npy", "--format", "int4", "--format-of", "fc=int8",
                  "-o", "out"], "No layer with weights has a name like 'fc'"),

@@ -136,8 +136,10 @@ def test_a_budget_of_cycles_is_that_of_the_program():
     assert result.best.name == "mixed" and result.best.cycles <= budget
     assert choice_of(result, "ternary").cycles == cycles("ternary") and choice_of(result, "int4").cycles > budget
     assert not choice_of(result, "int4").within
-    config = fitted(network_shape(result.graph), ARRAY)
-    assert compile_graph(result.graph, config).estimate().cycles == result.best.cycles
+    chosen = network_shape(result.graph)
+    assert estimate_network(chosen, ARRAY, fit=False).cycles == result.best.cycles
+    # The weights at hand may take fewer planes than their formats can need.
+    assert compile_graph(result.graph, fitted(chosen, ARRAY)).estimate().cycles <= result.best.cycles
 
 
 def test_an_array_with_its_own_memories():
