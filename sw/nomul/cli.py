@@ -287,7 +287,7 @@ def quantize(
         help="Another format for the layers whose names match, such as [cyan]*.fc=int8[/cyan]; may be repeated, the "
              "first match decides.")] = None,
     method: Annotated[str, typer.Option(help="gptq: weights make up for each other's errors; nearest: each on its "
-                                             "own.")] = "gptq",
+                                             "own; best: per layer, by its effect.")] = "gptq",
     as_json: Json = False,
 ) -> None:
     """Quantize a PyTorch module to an integer network, and say where the accuracy went.
