@@ -51,7 +51,9 @@ class Method:
 METHODS = {
     "pot3": Method("pot3"),
     "exp4": Method("exp4"),
-    "ternary": Method("ternary", Tga()),
+    # Thresholds and scales of each channel: there is no batch norm any more that would even out a layer's.
+    "ternary": Method("ternary", Tga(per="channel", centre=False), rate=3e-4),
+    "ternary-layer": Method("ternary", Tga(), rate=1e-4),
     "ternary-ste": Method("ternary"),
     "ternary-ttq": Method("exp4", Ttq(), rate=2e-3),
     "ternary-absmean": Method("ternary", Absmean(), rate=2e-3),
