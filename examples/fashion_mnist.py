@@ -115,7 +115,7 @@ def train_quantized(data: dict[str, torch.Tensor], model: nn.Module, name: str, 
     network.mode = "integer"
     started = accuracy(network, data["test_x"], data["test_y"])
     # One pass per batch trains thresholds and weights together, in half the time of TGA's two.
-    config = TrainConfig(epochs, rate=method.rate, smoothing=0.05, threshold_pass=False, threshold_rate=1e-2, seed=seed)
+    config = TrainConfig(epochs, rate=method.rate, smoothing=0.05, threshold_pass=False, threshold_rate=1e-3, seed=seed)
     train(network, data["train_x"], data["train_y"], config, augment=augment, progress=show,
           checkpoint=out / f"{name}-{seed}.pt")
     network.mode = "integer"

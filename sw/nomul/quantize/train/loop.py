@@ -50,7 +50,7 @@ class TrainConfig:
         What outputs are divided by before the teacher's and the network's are compared.
     threshold_rate, threshold_momentum, threshold_clamp : float
         Plain gradient descent on the thresholds of rules that train them (TGA), with gradients clamped to
-        ``±threshold_clamp``.
+        ``±threshold_clamp``. The rate rises and falls as that of the weights does.
     threshold_pass : bool
         Two passes per batch where there are thresholds: thresholds first, then weights. Else both follow one gradient,
         in half the time.
@@ -193,7 +193,7 @@ def train(network: nn.Module, x: torch.Tensor, y: torch.Tensor, config: TrainCon
                 if teacher is not None and config.distill:
                     with torch.no_grad():
                         wanted = teacher(inputs)
-                _set_rate(optimizers["weights"], config, epoch * steps + step, config.epochs * steps)
+                _set_rates(optimizers, config, epoch * steps + step, config.epochs * steps)
                 loss = _step(network, optimizers, config, inputs, classes, wanted)
                 if quantized is not None:
                     quantized.settle(generator)
@@ -241,12 +241,16 @@ def _optimizers(network: nn.Module, config: TrainConfig) -> dict[str, torch.opti
     return made
 
 
-def _set_rate(optimizer: torch.optim.Optimizer, config: TrainConfig, step: int, steps: int) -> None:
-    """A line up to the largest rate, then half a cosine to 0."""
+def _set_rates(optimizers: dict[str, torch.optim.Optimizer], config: TrainConfig, step: int, steps: int) -> None:
+    """A line up to the largest rate, then half a cosine to 0.
+
+    Thresholds as well: one that moves when the weights hardly do turns over all that lie beside it, unanswered.
+    """
     rise = max(1, round(config.warmup * steps))
     share = (step + 1) / rise if step < rise else (1 + cos(pi * (step - rise + 1) / max(1, steps - rise))) / 2
-    for group in optimizer.param_groups:
-        group["lr"] = config.rate * share
+    for name, rate in (("weights", config.rate), ("thresholds", config.threshold_rate)):
+        for group in optimizers[name].param_groups if name in optimizers else ():
+            group["lr"] = rate * share
 
 
 def _step(network: nn.Module, optimizers: dict[str, torch.optim.Optimizer], config: TrainConfig, x: torch.Tensor,
