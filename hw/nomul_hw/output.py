@@ -136,6 +136,7 @@ class OutputStage(wiring.Component):
             with m.If(current.block_last):
                 m.d.sync += block.eq(following)
             with m.Else():
+                # If every chunk is a whole vector, the block's position is where it is.
                 m.d.comb += upcoming.eq(block if most_chunks > 1 else here)
         with m.If(self.start | taking):
             m.d.sync += here.eq(upcoming)

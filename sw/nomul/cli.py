@@ -105,6 +105,11 @@ ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG.toml", show_default=
                                             help="Array configuration; see examples/*.toml.")]
 ProgramFile = Annotated[Path, typer.Argument(metavar="PROGRAM", show_default=False,
                                              help="What `nomul compile` wrote.")]
+Calibration = Annotated[Path, typer.Option(
+    metavar="X.npy", show_default=False,
+    help="Typical inputs, real numbers of shape (N, C, H, W) or (N, features); a few hundred.")]
+ModelWeights = Annotated[Path | None, typer.Option(metavar="W.safetensors", show_default=False,
+                                                   help="State dictionary to load into the module.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
 
 
@@ -270,9 +275,7 @@ def quantize(
         metavar="MODEL", show_default=False,
         help="[cyan]path/to/file.py:callable[/cyan] or [cyan]package.module:callable[/cyan]; called without arguments "
              "it returns a torch.nn.Module.")],
-    calibration: Annotated[Path, typer.Option(
-        metavar="X.npy", show_default=False,
-        help="Typical inputs, real numbers of shape (N, C, H, W) or (N, features); a few hundred.")],
+    calibration: Calibration,
     output: Annotated[Path, typer.Option("--output", "-o", metavar="NET.nomul", show_default=False,
                                          help="Folder to write the quantized network to.")],
     format: Annotated[str | None, typer.Option(metavar="NAME", show_default=False,
@@ -280,8 +283,7 @@ def quantize(
     config: Annotated[Path | None, typer.Option(
         metavar="CONFIG.toml", show_default=False,
         help="Take format, widths and gain terms from an array's configuration.")] = None,
-    weights: Annotated[Path | None, typer.Option(metavar="W.safetensors", show_default=False,
-                                                 help="State dictionary to load into the module.")] = None,
+    weights: ModelWeights = None,
     format_of: Annotated[list[str] | None, typer.Option(
         metavar="PATTERN=NAME", show_default=False,
         help="Another format for the layers whose names match, such as [cyan]*.fc=int8[/cyan]; may be repeated, the "
@@ -341,9 +343,7 @@ def search(
         metavar="MODEL", show_default=False,
         help="[cyan]path/to/file.py:callable[/cyan] or [cyan]package.module:callable[/cyan], as for "
              "[cyan]nomul quantize[/cyan].")],
-    calibration: Annotated[Path, typer.Option(
-        metavar="X.npy", show_default=False,
-        help="Typical inputs, real numbers of shape (N, C, H, W) or (N, features); a few hundred.")],
+    calibration: Calibration,
     output: Annotated[Path, typer.Option("--output", "-o", metavar="NET.nomul", show_default=False,
                                          help="Folder to write the best network to.")],
     formats: Annotated[str, typer.Option(help="What to choose from, with commas.")] = "ternary,pot3,exp4,exp5,int8",
@@ -374,8 +374,7 @@ def search(
     labels: Annotated[Path | None, typer.Option(
         metavar="Y.npy", show_default=False,
         help="Which output should be the largest, an integer per input of --input.")] = None,
-    weights: Annotated[Path | None, typer.Option(metavar="W.safetensors", show_default=False,
-                                                 help="State dictionary to load into the module.")] = None,
+    weights: ModelWeights = None,
     method: Annotated[str, typer.Option(help="As of [cyan]nomul quantize[/cyan].")] = "gptq",
     as_json: Json = False,
 ) -> None:
@@ -439,8 +438,7 @@ def report(
         help="Typical inputs, real numbers; some dozens, rather others than for calibration.")],
     labels: Annotated[Path | None, typer.Option(
         metavar="Y.npy", show_default=False, help="Which output should be the largest, an integer per input.")] = None,
-    weights: Annotated[Path | None, typer.Option(metavar="W.safetensors", show_default=False,
-                                                 help="State dictionary to load into the module.")] = None,
+    weights: ModelWeights = None,
     plot: Annotated[Path | None, typer.Option(metavar="FILE.png", show_default=False,
                                               help="Draw the layers too; .svg does as well.")] = None,
     as_json: Json = False,

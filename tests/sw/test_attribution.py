@@ -21,13 +21,7 @@ from nomul.quantize.attribution import (
 from nomul.quantize.report import sqnr_db
 from nomul_sim import golden
 
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def conv(rng, name, inputs, outputs, kernel=3, **options):

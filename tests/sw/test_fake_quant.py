@@ -16,14 +16,7 @@ from nomul_hw.formats import WeightFormat, get_format
 from nomul_sim.golden import run
 from tests.graphs import input_codes, random_graph
 
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    """Tiny layers: with more threads most of the time goes into waiting for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def reals(graph: Graph, codes: np.ndarray) -> torch.Tensor:

@@ -23,12 +23,7 @@ RULES = {"ste": (StraightThrough(), "exp4"), "deepshift": (StraightThrough(False
          "absmean-layer": (Absmean("layer"), "ternary"), "discrete": (Discrete(), "pot4z")}
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class Tangled(nn.Module):

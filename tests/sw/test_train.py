@@ -10,13 +10,7 @@ from nomul import digits
 from nomul.quantize import QuantizeError, quantize
 from nomul.quantize.train import Discrete, Progress, StraightThrough, Tga, TrainConfig, accuracy, show, train
 
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

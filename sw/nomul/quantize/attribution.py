@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from nomul.frontend import INPUT, FloatConv, FloatGraph, FloatLayer, FloatPool, import_module
+from nomul.frontend import INPUT, FloatConv, FloatGraph, FloatLayer, FloatPool
 from nomul.graph import Concat, Conv, Graph, Node, Pool, Tensor
 from nomul_hw.arithmetic import act_range, requantize, round_half_up
 
 from .config import QuantizeError
-from .report import sqnr_db
+from .network import imported
+from .report import decibels, sqnr_db
 
 if TYPE_CHECKING:
     import torch
@@ -259,13 +260,7 @@ def float_inputs(network: "nn.Module | FloatGraph",
     if array.ndim < 2 or not len(array) or array.dtype.kind not in "iuf" or not np.isfinite(array).all():
         raise QuantizeError(f"Inputs must be finite numbers of shape (N, C, H, W), (N, C, L) or (N, features), not "
                             f"{array.dtype}{array.shape}")
-    if not isinstance(network, FloatGraph):
-        # Two samples, so that a reshape that mixes them cannot pass for one that does not.
-        network = import_module(network, array[[0, -1]])
-    try:
-        return network, network.as_input(array)
-    except ValueError as error:
-        raise QuantizeError(str(error)) from None
+    return imported(network, array)
 
 
 def is_vector(network: FloatGraph) -> bool:
@@ -403,9 +398,7 @@ class _Noise:
 
     @property
     def sqnr(self) -> float:
-        if not self.error:
-            return float("inf")
-        return 10 * float(np.log10(self.power / self.error)) if self.power else float("-inf")
+        return decibels(self.power, self.error)
 
     @property
     def sqnr_if_used(self) -> float | None:

@@ -23,7 +23,7 @@ from nomul_hw.arithmetic import act_range
 from ..graph import Concat, Conv, Graph, Node, Pool, Tensor
 from .config import QuantizeError
 
-__all__ = ["FakeLayer", "FakeQuant", "Join", "convolve", "quantize_real"]
+__all__ = ["FakeLayer", "FakeQuant", "Join", "convolve", "largest_count", "quantize_real"]
 
 
 class FakeQuant(torch.nn.Module):
@@ -159,15 +159,19 @@ def quantize_real(x: torch.Tensor, tensor: Tensor, clamp: Sequence[int]) -> torc
     return rounded
 
 
+def largest_count(act_bits: int, zero_point: int) -> int:
+    """Largest magnitude of a code less the zero point."""
+    low, high = act_range(act_bits)
+    return max(zero_point - low, high - zero_point)
+
+
 def _check_exact(graph: Graph, node: Node, levels: npt.NDArray[np.int64], bias: npt.NDArray[np.int64],
                  dtype: torch.dtype) -> None:
     """Prove that every partial sum of a node is an integer multiple of one unit that ``dtype`` holds exactly."""
-    low, high = act_range(graph.act_bits)
-    zero_point = graph.tensor(node.input).zero_point
-    most = max(zero_point - low, high - zero_point)
+    most = largest_count(graph.act_bits, graph.tensor(node.input).zero_point)
     skip_most, drop = 0, graph.skip_drop(node)
     if node.skip is not None:
-        skip_most = max(graph.tensor(node.skip).zero_point - low, high - graph.tensor(node.skip).zero_point)
+        skip_most = largest_count(graph.act_bits, graph.tensor(node.skip).zero_point)
     bits = 1 - int(np.log2(torch.finfo(dtype).eps))
     for taps, extra, multiplier, shift in zip(np.abs(levels).sum(axis=(1, 2, 3)).tolist(), bias.tolist(),
                                               node.multiplier.tolist(), node.shift.tolist(), strict=True):

@@ -29,7 +29,7 @@ from nomul_hw.formats import WeightFormat, get_format
 from .attribution import as_labels, changed_output, float_inputs, is_vector, real_conv, unit_values
 from .config import QuantizeConfig, QuantizeError
 from .network import quantize_report
-from .report import sqnr_db
+from .report import decibels, sqnr_db
 
 if TYPE_CHECKING:
     import torch
@@ -283,7 +283,7 @@ class _Search:
                 name, {layer: fmt.name for layer, fmt in chosen.items()}, self._bits(chosen) / self.weights,
                 array.format.name if array and cycles is not None else None, cycles,
                 machine.luts if machine else None, machine is not None,
-                _decibels(sum(noise[layer][fmt.name] for layer, fmt in chosen.items())), sqnr_db(real, integer),
+                decibels(1.0, sum(noise[layer][fmt.name] for layer, fmt in chosen.items())), sqnr_db(real, integer),
                 float((largest == real.argmax(axis=1)).mean()) if is_vector(self.network) else None,
                 None if classes is None else float((largest == classes).mean()))
 
@@ -305,7 +305,7 @@ class _Search:
         if not within:
             raise QuantizeError(self._refusal())
         best, graph, config = max(within, key=lambda one: one[0].output_sqnr)
-        sensitivity = {name: {fmt: _decibels(value) for fmt, value in row.items()} for name, row in noise.items()}
+        sensitivity = {name: {fmt: decibels(1.0, value) for fmt, value in row.items()} for name, row in noise.items()}
         return MixedResult(self.budget, tuple(choice for choice, _, _ in found), best, graph, config, sensitivity,
                            None if classes is None else float((real.argmax(axis=1) == classes).mean()))
 
@@ -455,10 +455,6 @@ class _Search:
         frequent = Counter(chosen.values()).most_common(1)[0][0]
         return replace(self.config, format=frequent,
                        formats={escape(name): fmt for name, fmt in chosen.items() if fmt != frequent})
-
-
-def _decibels(noise: float) -> float:
-    return -10 * float(np.log10(noise)) if noise else float("inf")
 
 
 def _alone(layer: FloatConv, x: Float64Array, config: QuantizeConfig) -> FloatConv:

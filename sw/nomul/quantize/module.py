@@ -23,9 +23,9 @@ from nomul_hw.arithmetic import act_range, round_half_up
 
 from ..graph import Concat, Conv, Graph
 from .config import QuantizeConfig, QuantizeError, passes_on
-from .fake_quant import FakeLayer, FakeQuant, Join, convolve, quantize_real
+from .fake_quant import FakeLayer, FakeQuant, Join, convolve, largest_count, quantize_real
 from .lattice import StepLattice
-from .network import CONSTANT, as_config, as_float_graph, planned, quantize_report
+from .network import as_config, as_float_graph, constant_channels, quantize_planned, sum_bounds
 from .report import QuantizeReport
 from .train.rules import Start, StraightThrough, WeightRule
 
@@ -71,8 +71,7 @@ def quantize(network: "nn.Module | FloatGraph", calibration: "torch.Tensor | npt
     """
     config = as_config(config, choices)
     floats, real = as_float_graph(network, calibration)
-    graph, report = quantize_report(floats, real, config)
-    prepared, scales = planned(floats, real, config)
+    graph, report, prepared, scales = quantize_planned(floats, real, config)
     return QuantizedNetwork(prepared, graph, report, config, scales.factors)
 
 
@@ -89,7 +88,7 @@ class QuantizedNetwork(nn.Module):
     Parameters
     ----------
     network : FloatGraph
-        The float network, as :func:`nomul.quantize.network.planned` returns it.
+        The float network, as :func:`nomul.quantize.network.quantize_planned` returns it.
     start : Graph
         What post-training quantization made of it.
     report : QuantizeReport
@@ -264,15 +263,14 @@ class TrainedConv(nn.Module):
         self.act_bits, self.acc_limit = graph.act_bits, 1 << (config.acc_bits - 1)
         self.drop = 0 if node.skip is None else graph.skip_drop(node)
         #: Largest count of the skip tensor.
-        self.skip_most = 0 if node.skip is None else _most(graph.act_bits, graph.tensor(node.skip).zero_point)
+        self.skip_most = 0 if node.skip is None else largest_count(graph.act_bits, graph.tensor(node.skip).zero_point)
         self.in_unit, self.out_unit = (factor * 2.0**tensor.exponent for factor, tensor
                                        in zip(factors, (self.source, self.target), strict=True))
         lattice = StepLattice(graph.gain_terms, config.max_gain_shift, self.out_unit / self.in_unit, self.drop)
         index = _lattice_index(lattice, node)
 
         floats, levels = layer.weights.reshape(len(layer.weights), -1), node.weights.reshape(len(node.weights), -1)
-        reach = np.abs(floats).sum(axis=1) * self.in_unit * (1 << graph.act_bits)
-        frozen = (reach < CONSTANT * self.out_unit) | passes_on(layer)
+        frozen = constant_channels(floats, self.in_unit, self.out_unit, graph.act_bits) | passes_on(layer)
         size = np.sqrt(np.square(floats).mean(axis=1))
         size[size == 0] = 1.0
         offset = node.bias + self.source.zero_point * levels.sum(axis=1, dtype=np.int64)
@@ -349,7 +347,7 @@ class TrainedConv(nn.Module):
 
     def _dtype(self, levels: torch.Tensor, index: torch.Tensor, offset: torch.Tensor) -> torch.dtype:
         """The narrowest type that holds all sums exactly: multiples of ``2**-shift`` of a code."""
-        most = _most(self.act_bits, self.source.zero_point)
+        most = largest_count(self.act_bits, self.source.zero_point)
         reach = levels.double().abs().sum(1) * most + offset.abs()
         # The skip tensor, and the half that rounds.
         beside = (self.skip_most + 1) * torch.exp2((self.shifts[index] - self.drop).double())
@@ -367,10 +365,7 @@ class TrainedConv(nn.Module):
                        multiplier=self.multipliers.cpu().numpy()[index], shift=self.shifts.cpu().numpy()[index])
 
     def _check_sums(self, levels: npt.NDArray[np.int64], bias: npt.NDArray[np.int64]) -> None:
-        low, high = act_range(self.act_bits)
-        positive, negative = np.maximum(levels, 0).sum(axis=1), np.minimum(levels, 0).sum(axis=1)
-        most, least = high * positive + low * negative, low * positive + high * negative
-        bound = int(np.max(np.abs([most, least, bias, most + bias, least + bias]).max(axis=0) + positive - negative))
+        bound = int(sum_bounds(levels, bias, self.act_bits).max())
         if bound >= self.acc_limit:
             raise QuantizeError(f"{self.node.name}: sums reach {bound}; acc_bits = {bound.bit_length() + 1} would do")
 
@@ -418,12 +413,6 @@ class _FloatNetwork(nn.Module):
     @staticmethod
     def _finish(layer: FloatLayer, y: torch.Tensor, skip: torch.Tensor | None = None) -> torch.Tensor:
         return (y if skip is None else y + skip).clamp(layer.low, layer.high)
-
-
-def _most(act_bits: int, zero_point: int) -> int:
-    """Largest magnitude of a count."""
-    low, high = act_range(act_bits)
-    return max(zero_point - low, high - zero_point)
 
 
 def _lattice_index(lattice: StepLattice, node: Conv) -> npt.NDArray[np.int64]:

@@ -43,7 +43,8 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-__all__ = ["as_config", "as_float_graph", "planned", "quantize_graph", "quantize_report"]
+__all__ = ["as_config", "as_float_graph", "constant_channels", "imported", "quantize_graph", "quantize_planned",
+           "quantize_report", "sum_bounds"]
 
 Float64Array = npt.NDArray[np.float64]
 Int64Array = npt.NDArray[np.int64]
@@ -104,7 +105,18 @@ def quantize_report(network: "nn.Module | FloatGraph", calibration: "torch.Tenso
     """Quantize a network as :func:`quantize_graph` does, and account for every layer."""
     config = as_config(config, choices)
     floats, real = as_float_graph(network, calibration)
-    return _Quantizer(floats, config).run(real)
+    return quantize_planned(floats, real, config)[:2]
+
+
+def quantize_planned(network: FloatGraph, real: Float64Array, config: QuantizeConfig
+                     ) -> tuple[Graph, QuantizeReport, FloatGraph, Scales]:
+    """Quantize a float graph with calibration inputs (N, C, H, W).
+
+    Also returns the float network that the integers belong to, equalized if so configured, and its scales.
+    """
+    quantizer = _Quantizer(network, config)
+    graph, report = quantizer.run(real)
+    return graph, report, quantizer.network, quantizer.scales
 
 
 def as_config(config: QuantizeConfig | None, choices: dict[str, Any]) -> QuantizeConfig:
@@ -128,20 +140,36 @@ def as_float_graph(network: "nn.Module | FloatGraph",
         raise QuantizeError(f"Calibration inputs must be (N, C, H, W), (N, C, L) or (N, features), not {samples.shape}")
     if not np.isfinite(samples).all():
         raise QuantizeError("Calibration inputs must be finite numbers")
+    return imported(network, samples, "Calibration: ")
+
+
+def imported(network: "nn.Module | FloatGraph", samples: npt.NDArray[Any], what: str = ""
+             ) -> tuple[FloatGraph, Float64Array]:
+    """Import a network, if it is a module, and bring samples to what it takes, (N, C, H, W); ``what`` begins errors.
+    """
     if not isinstance(network, FloatGraph):
         # Two samples, so that a reshape that mixes them cannot pass for one that does not.
         network = import_module(network, samples[[0, -1]])
     try:
         return network, network.as_input(samples)
     except ValueError as error:
-        raise QuantizeError(f"Calibration: {error}") from None
+        raise QuantizeError(f"{what}{error}") from None
 
 
-def planned(network: FloatGraph, real: Float64Array, config: QuantizeConfig) -> tuple[FloatGraph, Scales]:
-    """The float network that is quantized, equalized if so configured, and its scales."""
-    if config.equalization:
-        network = equalize(network, real, strength=config.equalization)
-    return plan_scales(network, real, config)
+def sum_bounds(levels: Int64Array, bias: Int64Array, act_bits: int) -> Int64Array:
+    """Bounds of the sums of levels (..., inputs) with biases (...) for any input, bias included or not."""
+    low, high = act_range(act_bits)
+    positive, negative = np.maximum(levels, 0).sum(axis=-1), np.minimum(levels, 0).sum(axis=-1)
+    most, least = high * positive + low * negative, low * positive + high * negative
+    # One more of every weight: what the hardware's inverted products move to the bias.
+    spare = positive - negative
+    return np.asarray(np.max(np.abs([most, least, bias, most + bias, least + bias]), axis=0) + spare)
+
+
+def constant_channels(weights: Float64Array, in_unit: float, out_unit: float, act_bits: int) -> npt.NDArray[np.bool_]:
+    """Which channels of weights (channels, inputs) no input moves by a code that counts, (channels,)."""
+    reach = np.abs(weights).sum(axis=1) * in_unit * (1 << act_bits)
+    return np.asarray(reach < CONSTANT * out_unit)
 
 
 @dataclass(frozen=True, eq=False)
@@ -183,7 +211,9 @@ class _Quantizer:
         """Quantize with these calibration inputs (N, C, H, W)."""
         config = self.config
         self._check()
-        self.network, self.scales = planned(self.network, real, config)
+        if config.equalization:
+            self.network = equalize(self.network, real, strength=config.equalization)
+        self.network, self.scales = plan_scales(self.network, real, config)
         layers, name = self.network.layers, "input"
         while name in {layer.name for layer in layers}:
             name += "_"
@@ -339,10 +369,9 @@ class _Quantizer:
         ends = clamp["low"] - target.zero_point, clamp["high"] - target.zero_point
         if skip is not None:  # no skip tensor brings what lies beyond back into the range
             ends = -2 << config.act_bits, 2 << config.act_bits
-        reach = np.abs(weights).sum(axis=1) * source.unit * (1 << config.act_bits)
-        constant = np.flatnonzero(reach < CONSTANT * _unit(target, factor))
-        for channel in constant:
-            count = int(np.clip(round_half_up(mean[channel] / _unit(target, factor)), *ends))
+        unit = _unit(target, factor)
+        for channel in np.flatnonzero(constant_channels(weights, source.unit, unit, config.act_bits)):
+            count = int(np.clip(round_half_up(mean[channel] / unit), *ends))
             levels[channel], offset[channel], shift[channel] = self._constant(count, levels.shape[1], fmt, ends, drop)
             multiplier[channel], steps[channel] = 1, lattice.unit / 2.0 ** shift[channel]
         node = Conv(**self._geometry(layer, source, skip), **clamp,
@@ -370,7 +399,7 @@ class _Quantizer:
         fit = self._fit(layer, choice, source, fmt, lattice, lowest)
         steps = lattice.steps[fit.index]
         offset = round_half_up(layer.bias.reshape(steps.shape) / (source.unit * steps)).astype(np.int64)
-        bound = self._bounds(fit.levels, offset - source.tensor.zero_point * fit.levels.sum(axis=2))
+        bound = sum_bounds(fit.levels, offset - source.tensor.zero_point * fit.levels.sum(axis=2), self.config.act_bits)
         excess = bound / (self.limit * SUMS_SHARE)
         if not 1 < excess.max() <= fmt.max_magnitude / MIN_MAGNITUDE:
             return fit
@@ -428,18 +457,9 @@ class _Quantizer:
         weights = levels.reshape(layer.weights.shape).astype(np.float64)
         return replace(layer, weights=weights, bias=np.zeros(len(levels))).linear(source.counts)
 
-    def _bounds(self, levels: Int64Array, bias: Int64Array) -> Int64Array:
-        """Bounds of the sums of levels (..., inputs) with biases (...) for any input, bias included or not."""
-        low, high = self.range
-        positive, negative = np.maximum(levels, 0).sum(axis=-1), np.minimum(levels, 0).sum(axis=-1)
-        most, least = high * positive + low * negative, low * positive + high * negative
-        # One more of every weight: what the hardware's inverted products move to the bias.
-        spare = positive - negative
-        return np.asarray(np.max(np.abs([most, least, bias, most + bias, least + bias]), axis=0) + spare)
-
     def _check_sums(self, layer: FloatConv, levels: Int64Array, bias: Int64Array) -> None:
         """Refuse sums that do not fit the accumulators for some input."""
-        bound = int(self._bounds(levels, bias).max())
+        bound = int(sum_bounds(levels, bias, self.config.act_bits).max())
         if bound >= self.limit:
             raise QuantizeError(f"{layer.name}: sums reach {bound}, more than acc_bits = {self.config.acc_bits} holds; "
                                 f"acc_bits = {bound.bit_length() + 1} would do")

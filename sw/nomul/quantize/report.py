@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["LayerReport", "QuantizeReport", "sqnr_db"]
+__all__ = ["LayerReport", "QuantizeReport", "decibels", "sqnr_db"]
 
 
 @dataclass(frozen=True)
@@ -64,8 +64,11 @@ class QuantizeReport:
 
 def sqnr_db(signal: npt.NDArray[np.float64], approximation: npt.NDArray[np.float64]) -> float:
     """Signal-to-quantization-noise ratio in dB; infinite where nothing is lost."""
-    noise = float(np.square(signal - approximation).sum())
-    power = float(np.square(signal).sum())
+    return decibels(float(np.square(signal).sum()), float(np.square(signal - approximation).sum()))
+
+
+def decibels(power: float, noise: float) -> float:
+    """The ratio of a signal's power to that of its noise in dB; infinite where there is no noise."""
     if noise == 0.0:
         return float("inf")
     return 10 * float(np.log10(power / noise)) if power else float("-inf")
