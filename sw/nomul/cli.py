@@ -679,8 +679,8 @@ def verify(
 ) -> None:
     """Compare the Verilated RTL with the golden model, bit for bit, and with the estimate, cycle for cycle.
 
-    All samples run as a user would run them; one more time a sample runs layer by layer. The first wrong value is
-    named. Exit code 1 if anything differs.
+    All samples run as a user would run them; one more time a sample runs layer by layer. Where PyTorch is installed,
+    fake quantization computes all layers too. The first wrong value is named. Exit code 1 if anything differs.
 
     \b
     Examples:

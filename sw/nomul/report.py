@@ -350,6 +350,16 @@ def verification_table(verification: "Verification") -> RenderableType:
         f"{verification.cycle_differences} samples differ in their cycles"))
     if verification.first is not None:
         lines.append(_verdict(False, f"first: {verification.first}"))
+    fake = verification.fake
+    if fake.skipped:
+        lines.append(f"fake quantization was not compared: {fake.skipped}")
+    else:
+        lines.append(_verdict(not fake.mismatches, f"fake quantization in PyTorch: {fake.mismatches:,} of "
+                                                   f"{fake.bits:,} bits of all layers' codes differ"))
+    if fake.first is not None:
+        lines.append(_verdict(False, f"first: {fake.first}"))
+    if verification.suspect is not None:
+        lines.append(_verdict(False, f"two of the three agree: look at the {verification.suspect}"))
     return Group(*lines)
 
 

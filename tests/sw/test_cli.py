@@ -346,7 +346,9 @@ def test_rtl(program):
     assert data["ok"] and data["images"] == 7 and data["mismatches"] == 0 and data["first_mismatch"] is None
     assert data["rtl_cycles"] == data["estimated_cycles"] == estimate["cycles"]
     assert [layer["name"] for layer in data["layers"]] == ["features.0", "pool", "classifier"]
+    assert data["fake_quant"]["bits"] > data["bits"] and data["fake_quant"]["mismatches"] == 0 and not data["suspect"]
     assert document("verify", program, "--input", "codes.npy")["images"] == 5
+    assert "fake quantization in PyTorch: 0 of " in invoke("verify", program, "--input", "codes.npy").stdout
 
 
 def test_a_network_that_does_not_fit(network):
@@ -376,7 +378,7 @@ def test_verify_names_the_first_difference():
     data = document("verify", "wrong", "--input", "codes.npy", code=1)
     assert not data["ok"] and data["mismatches"] > 0 and data["first_mismatch"]["layer"] == "features.0"
     text = invoke("verify", "wrong", "--input", "codes.npy", code=1).stdout
-    assert "first: layer 'features.0', sample " in text
+    assert "first: layer 'features.0', sample " in text and "look at the device" in text
 
 
 # Mistakes --------------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ The real numbers are what a user compares with the float network; the codes are 
 straight through the rounding, and end where a value saturates.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -23,7 +23,7 @@ from nomul_hw.arithmetic import act_range
 from ..graph import Concat, Conv, Graph, Node, Pool, Tensor
 from .config import QuantizeError
 
-__all__ = ["FakeLayer", "FakeQuant", "Join", "convolve", "largest_count", "quantize_real"]
+__all__ = ["FakeLayer", "FakeQuant", "Join", "codes_of", "convolve", "largest_count", "quantize_real"]
 
 
 class FakeQuant(torch.nn.Module):
@@ -69,11 +69,16 @@ class FakeQuant(torch.nn.Module):
 
     def codes(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
         """Compute the codes (int8) of every tensor of the graph from real inputs, by name."""
-        codes = {}
-        for name, real in self.tensors(x).items():
-            tensor = self.graph.tensor(name)
-            codes[name] = (real * 2.0**-tensor.exponent + tensor.zero_point).to(torch.int8)
-        return codes
+        return codes_of(self.graph, self.tensors(x))
+
+
+def codes_of(graph: Graph, reals: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Codes (int8) of real numbers that lie on the grids of a graph's tensors, by the tensors' names."""
+    codes = {}
+    for name, real in reals.items():
+        tensor = graph.tensor(name)
+        codes[name] = (real * 2.0**-tensor.exponent + tensor.zero_point).to(torch.int8)
+    return codes
 
 
 class Join(torch.nn.Module):
