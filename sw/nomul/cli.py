@@ -439,6 +439,12 @@ def report(
     labels: Annotated[Path | None, typer.Option(
         metavar="Y.npy", show_default=False, help="Which output should be the largest, an integer per input.")] = None,
     weights: ModelWeights = None,
+    calibration: Annotated[Path | None, typer.Option(
+        metavar="X.npy", show_default=False,
+        help="For a network that was equalized: the inputs that it was calibrated with.")] = None,
+    equalization: Annotated[float, typer.Option(
+        min=0, max=1, help="As it was quantized with: its layers are compared with those of the equalized network.",
+    )] = 0.0,
     plot: Annotated[Path | None, typer.Option(metavar="FILE.png", show_default=False,
                                               help="Draw the layers too; .svg does as well.")] = None,
     as_json: Json = False,
@@ -463,7 +469,8 @@ def report(
     graph, samples = _load_graph(network), load_array(inputs)
     classes = None if labels is None else load_array(labels)
     with steps("import the model") as tell:
-        result = attribute(load_model(model, weights), graph, samples, classes, progress=tell)
+        result = attribute(load_model(model, weights), graph, samples, classes, equalization=equalization,
+                           calibration=None if calibration is None else load_array(calibration), progress=tell)
     if plot is not None:
         plot_attribution(result, plot, title=f"{network.name}: where the accuracy went")
     _print({"network": network, **result.to_dict()}, as_json, lambda: attribution_table(result))

@@ -8,7 +8,7 @@ import torch
 
 from nomul.frontend import INPUT, FloatConcat, FloatConv, FloatGraph, FloatPool
 from nomul.graph import Conv, Graph
-from nomul.quantize import QuantizeConfig, QuantizeError, quantize_report
+from nomul.quantize import QuantizeConfig, QuantizeError, quantize, quantize_report
 from nomul.quantize import attribution as module
 from nomul.quantize.attribution import (
     Attribution,
@@ -67,12 +67,14 @@ def quantized(network, fmt="exp4", **choices):
 
 
 @pytest.mark.parametrize("make", [branched, mean_at_the_end])
-@pytest.mark.parametrize("choices", [{}, {"gain_terms": 1, "act_bits": 5}, {"fmt": "pot3", "method": "nearest"}])
+@pytest.mark.parametrize("choices", [{}, {"gain_terms": 1, "act_bits": 5}, {"fmt": "pot3", "method": "nearest"},
+                                     {"equalization": 0.5}])
 def test_figures_are_those_of_the_quantizer(make, choices):
     """On the calibration inputs; the quantizer has its own integers and its own account of what a count is worth."""
     network = make()
     x, graph, report = quantized(network, **choices)
-    result = attribute(network, graph, x)
+    equalization = choices.get("equalization", 0.0)
+    result = attribute(network, graph, x, equalization=equalization, calibration=x if equalization else None)
     assert result.ok and result.samples == len(x)
     assert [layer.name for layer in result.layers] == [graph.input, *(layer.name for layer in report.layers)]
     for layer, expected in zip(result.layers[1:], report.layers, strict=True):
@@ -83,6 +85,34 @@ def test_figures_are_those_of_the_quantizer(make, choices):
         assert layer.zeros == expected.zeros
         assert layer.weight_sqnr == (None if expected.weight_sqnr is None
                                      else pytest.approx(expected.weight_sqnr, abs=1e-9))
+
+
+def uneven(seed=0):
+    """Computes what :func:`mean_at_the_end` does, its channels of very different sizes in between."""
+    network = mean_at_the_end(seed)
+    sizes = np.geomspace(1, 0.02, 6)
+    first, second, mean = network.layers
+    return replace(network, layers=(
+        replace(first, weights=first.weights * sizes[:, None, None, None], bias=first.bias * sizes),
+        replace(second, weights=second.weights / sizes[:, None, None]), mean))
+
+
+def test_an_equalized_network_is_compared_with_what_it_was_equalized_to():
+    network = uneven()
+    x, graph, _ = quantized(network, equalization=0.5)
+    right = attribute(network, graph, x, equalization=0.5, calibration=x)
+    blind = attribute(network, graph, x)
+    # What the whole network computes is the same in float, and so is what gathers up to a layer that was not scaled.
+    assert right.output_sqnr == pytest.approx(blind.output_sqnr, abs=1e-6)
+    assert right.layers[-1].up_to_here == pytest.approx(blind.layers[-1].up_to_here, abs=1e-6)
+    assert right.layers[1].integer_sqnr > 20 > 10 > blind.layers[1].integer_sqnr
+    assert right.layers[1].weight_sqnr > 15 > 10 > blind.layers[1].weight_sqnr
+    assert right.layers[1].up_to_here > 20 > blind.layers[1].up_to_here
+    assert right.layers[1].growth == pytest.approx(1, abs=0.1)
+    assert not any("--equalization" in finding for finding in right.findings)
+    assert any(finding.startswith("first: its integers stand for weights") for finding in blind.findings)
+    module = quantize(network, x, QuantizeConfig("exp4", equalization=0.5))
+    assert attribute(module, module.graph, x).layers == right.layers
 
 
 def test_one_layer_at_a_time_by_hand():
@@ -175,7 +205,7 @@ def test_dead_channels_and_layers_without_weights_are_found():
 def layer_of(**figures):
     values = dict.fromkeys(LayerAttribution.__dataclass_fields__, 0) | {
         "name": "conv", "kind": "conv", "format": "pot3", "levels": {}, "weight_sqnr": 1.0, "rho": 1.0,
-        "from_weights": 20.0, "from_codes": None}
+        "growth": 1.0, "from_weights": 20.0, "from_codes": None}
     return LayerAttribution(**(values | figures))
 
 
@@ -207,6 +237,8 @@ def without(graph: Graph, name: str) -> Graph:
     (lambda n, g, x: (mean_at_the_end(), g, inputs_of(mean_at_the_end())), r"its input is \(3, 12, 12\), not"),
     (lambda n, g, x: (replace(n, layers=n.layers[:-1], output_shape=(6,)), g, x), "that has no layer 'head'"),
     (lambda n, g, x: (n, g, x[:, :2]), "Inputs must be"),
+    (lambda n, g, x: (n, g, x, None, {"equalization": 0.5}), "needs both"),
+    (lambda n, g, x: (n, g, x, None, {"calibration": x}), "needs both"),
     (lambda n, g, x: (n, g, x[:0]), "Inputs must be finite numbers"),
     (lambda n, g, x: (n, g, x * np.nan), "Inputs must be finite numbers"),
     (lambda n, g, x: (n, g, x, [0, 1]), r"Labels must be 24 integers in 0\.\.4"),
@@ -217,7 +249,10 @@ def test_what_does_not_belong_together_is_refused(arguments, message):
     network = branched()
     x, graph, _ = quantized(network, "int8", method="nearest")
     with pytest.raises(QuantizeError, match=message):
-        attribute(*arguments(network, graph, x))
+        *given, options = (*arguments(network, graph, x), {})
+        if isinstance(given[-1], dict):
+            options = given.pop()
+        attribute(*given, **options)
 
 
 def test_maps_have_no_largest_output():

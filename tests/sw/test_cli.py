@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 import nomul
 from nomul.cli import app
 from nomul.files import load_graph, load_program, save_graph, save_program
+from nomul.inputs import load_model
 from nomul_sim import golden
 
 from .small import CONFIG, CONFIG_TOML, small_graph, small_program
@@ -186,6 +187,16 @@ def test_report():
     text = invoke(*arguments).stdout
     assert f"output {data['output_sqnr']:.1f} dB" in text and "accuracy: " in text
     assert all(finding in text for finding in data["findings"])
+
+
+def test_a_report_of_an_equalized_network():
+    x = np.load("x.npy")
+    save_graph(nomul.quantize_graph(load_model("model.py:make"), x, format="exp4", equalization=0.5), "net.nomul")
+    arguments = ["report", "net.nomul", "model.py:make", "--input", "x.npy"]
+    right = document(*arguments, "--equalization", "0.5", "--calibration", "x.npy")
+    blind = document(*arguments)
+    assert right["output_sqnr"] == pytest.approx(blind["output_sqnr"])
+    assert right["layers"][1]["weight_sqnr"] > blind["layers"][1]["weight_sqnr"]
 
 
 def test_a_report_of_a_difference_fails(monkeypatch):
@@ -456,6 +467,8 @@ MISTAKES = {
     "report: no picture": (
         lambda: ["report", "net.nomul", "model.py:make", "--input", "x.npy", "--plot", "net.txt"],
         "--plot takes a file FILE.png or FILE.svg, not net.txt"),
+    "report: half of an equalization": (
+        lambda: ["report", "net.nomul", "model.py:make", "--input", "x.npy", "--equalization", "0.5"], "needs both"),
     "report: no network": (lambda: ["report", "no.nomul", "model.py:make", "--input", "x.npy"],
                            "no.nomul: no such folder"),
     "search: no budget": (lambda: ["search", "model.py:make", "--calibration", "x.npy", "-o", "out"],

@@ -11,7 +11,7 @@ from nomul.compiler.plan import fitted
 from nomul.estimate import estimate_network
 from nomul.frontend import FloatConv, FloatGraph, FloatPool
 from nomul.graph import Conv
-from nomul.quantize import QuantizeConfig, QuantizeError, quantize_report
+from nomul.quantize import QuantizeConfig, QuantizeError, equalize, quantize_report
 from nomul.quantize import mixed as module
 from nomul.quantize.mixed import Budget, _knapsack, search_formats
 from nomul.quantize.report import sqnr_db
@@ -109,6 +109,24 @@ def test_a_budget_of_bits(budget):
         get_format(name).bits <= budget for name in FORMATS]
     assert told[0] == "sensitivity of first, layer 1 of 3" and told[-1] == "quantize to the mixed choice"
     assert result.to_dict()["formats"] == best.formats
+
+
+def test_an_equalized_network_is_searched_as_it_is_quantized():
+    """Its layers on their own are those of the equalized network; the configuration equalizes it again."""
+    first, *others = network().layers
+    sizes = np.geomspace(1, 0.02, 8)[:, None, None, None]
+    graph = replace(network(), layers=(replace(first, weights=first.weights * sizes), *others))
+    x = inputs_of(graph)
+    found = search_formats(graph, x, FORMATS, Budget(bits=2.6), config=QuantizeConfig("int4", equalization=0.5))
+    apart = search_formats(equalize(graph, x, strength=0.5), x, FORMATS, Budget(bits=2.6))
+    plain = search_formats(graph, x, FORMATS, Budget(bits=2.6))
+    assert found.sensitivity == apart.sensitivity and found.best == apart.best
+    assert found.sensitivity["second"] != plain.sensitivity["second"]
+    assert found.config.equalization == 0.5 and apart.config.equalization == 0.0
+    again, _ = quantize_report(graph, x, found.config)
+    for one, other in zip(again.nodes, found.graph.nodes, strict=True):
+        np.testing.assert_array_equal(one.shift, other.shift)
+        np.testing.assert_array_equal(one.bias, other.bias)
 
 
 def test_the_mixed_choice_is_the_best_prediction():

@@ -19,7 +19,8 @@ from nomul.graph import Concat, Conv, Graph, Node, Pool, Tensor
 from nomul_hw.arithmetic import act_range, requantize, round_half_up
 
 from .config import QuantizeError
-from .network import imported
+from .equalize import equalize
+from .network import as_float_graph, imported
 from .report import decibels, sqnr_db
 
 if TYPE_CHECKING:
@@ -37,6 +38,9 @@ PART_VALUES = 1 << 24
 
 #: Beyond every code.
 FAR = 1 << 60
+
+#: Channels of weights this much larger than in float were not made by rounding.
+GROWN = 2.0
 
 #: A channel whose values move by less than this part of the tensor's largest is constant.
 STILL = 2.0**-40
@@ -62,6 +66,9 @@ class LayerAttribution:
         Power of the float weights over that of their error.
     rho : float or None
         Correlation of the float weights with the quantized ones, 0..1.
+    growth : float or None
+        The largest factor by which an output channel's weights are those of the float network: about 1, and less where
+        a format is coarse; far more where the network was equalized and is compared with one that is not.
     fake_sqnr, integer_sqnr : float
         Power of the float network's tensor over that of the error so far, of fake quantization and of the integers.
     differences : int
@@ -86,6 +93,7 @@ class LayerAttribution:
     levels: Mapping[int, int]
     weight_sqnr: float | None
     rho: float | None
+    growth: float | None
     fake_sqnr: float
     integer_sqnr: float
     differences: int
@@ -181,6 +189,11 @@ class Attribution:
         for layer in self.layers:
             if layer.differences:
                 yield f"{layer.name}: {layer.differences:,} codes of fake quantization and integers differ: a bug"
+        grown = [layer for layer in self.layers if layer.growth is not None and layer.growth > GROWN]
+        if grown:
+            most = max(grown, key=lambda layer: layer.growth or 0.0)
+            yield (f"{most.name}: its integers stand for weights {most.growth:.1f} times those of the float network; "
+                   f"if it was equalized, compare with what it was equalized to (--equalization, --calibration)")
         for layer in self.layers:
             if layer.weights and layer.levels.get(0, 0) == layer.weights:
                 yield f"{layer.name}: all weights are 0"
@@ -204,20 +217,27 @@ class Attribution:
 
 
 def attribute(network: "nn.Module | FloatGraph", graph: Graph, inputs: "torch.Tensor | npt.ArrayLike",
-              labels: npt.ArrayLike | None = None, *,
+              labels: npt.ArrayLike | None = None, *, equalization: float = 0.0,
+              calibration: "torch.Tensor | npt.ArrayLike | None" = None,
               progress: Callable[[str], None] | None = None) -> Attribution:
     """Find out where the accuracy of a quantized network went.
 
     Parameters
     ----------
     network : nn.Module or FloatGraph
-        The float network.
+        The float network. Of a :class:`nomul.quantize.QuantizedNetwork` it is the one that its integers stand for,
+        equalized if that was asked for.
     graph : Graph
         What quantization made of it.
     inputs : array or Tensor of real numbers, shape (N, C, H, W), (N, C, L) or (N, features)
         Typical inputs, some dozens as a rule; rather others than calibration saw.
     labels : array of int, shape (N,), optional
         Index of the output that should be the largest.
+    equalization : float
+        Of the :class:`nomul.quantize.QuantizeConfig` that the integers were made with: their layers stand for those of
+        an equalized network, and are compared with these.
+    calibration : array or Tensor of real numbers, optional
+        The inputs that it was calibrated with; what equalization does depends on them.
     progress : callable, optional
         Called with what is being done.
 
@@ -226,9 +246,14 @@ def attribute(network: "nn.Module | FloatGraph", graph: Graph, inputs: "torch.Te
     nomul.frontend.UnsupportedError
         If the machine cannot run the module.
     QuantizeError
-        If the integer network was not made from this float network, or the inputs or labels do not suit it.
+        If the integer network was not made from this float network, the inputs or labels do not suit it, or only one
+        of ``equalization`` and ``calibration`` is there.
     """
+    if bool(equalization) == (calibration is None):
+        raise QuantizeError("An equalized network's report needs both: equalization, and the inputs that calibrated it")
     network, x = float_inputs(network, inputs)
+    if calibration is not None:
+        network = equalize(*as_float_graph(network, calibration), strength=equalization)
     classes = as_labels(network, labels, len(x))
     _check_match(network, graph)
     run = _Run(network, graph)
@@ -256,6 +281,11 @@ def float_inputs(network: "nn.Module | FloatGraph",
     QuantizeError
         If they do not suit the network.
     """
+    if not isinstance(network, FloatGraph):
+        from .module import QuantizedNetwork
+
+        if isinstance(network, QuantizedNetwork):
+            network = network.network
     array = np.asarray(inputs.detach().cpu() if hasattr(inputs, "detach") else inputs)
     if array.ndim < 2 or not len(array) or array.dtype.kind not in "iuf" or not np.isfinite(array).all():
         raise QuantizeError(f"Inputs must be finite numbers of shape (N, C, H, W), (N, C, L) or (N, features), not "
@@ -556,20 +586,30 @@ class _Run:
 
     def _row(self, name: str, kind: str, tensor: Tensor, node: Node | None = None) -> LayerAttribution:
         measured = self.measured[tensor.name]
-        weights: dict[str, Any] = {"format": None, "weights": 0, "levels": {}, "weight_sqnr": None, "rho": None}
+        weights: dict[str, Any] = {"format": None, "weights": 0, "levels": {}, "weight_sqnr": None, "rho": None,
+                                   "growth": None}
         if isinstance(node, Conv):
             real, quantized = self._float_conv(node).weights, self.quantized[node.name].weights
             norm = float(np.sqrt(np.square(real).sum() * np.square(quantized).sum()))
             fmt = self.graph.format_of(node)
             weights = {"format": fmt.name, "weights": node.weights.size, "levels": _use(fmt.levels, node.weights),
                        "weight_sqnr": sqnr_db(real, quantized),
-                       "rho": float((real * quantized).sum()) / norm if norm else 0.0}
+                       "rho": float((real * quantized).sum()) / norm if norm else 0.0,
+                       "growth": _growth(real, quantized)}
         return LayerAttribution(
             name, kind, **weights, fake_sqnr=measured.fake.sqnr, integer_sqnr=measured.integer.sqnr,
             differences=measured.differences, from_weights=measured.weights.sqnr_if_used,
             from_codes=measured.codes.sqnr_if_used, up_to_here=measured.up_to_here.sqnr,
             saturation=measured.saturated / measured.count, channels=tensor.channels,
             dead=measured.code_ends.constant(), dead_float=measured.real_ends.constant())
+
+
+def _growth(real: Float64Array, quantized: Float64Array) -> float:
+    """The largest factor by which a channel of weights has grown: the slope of the line through 0."""
+    power = np.square(real).sum(axis=(1, 2, 3))
+    alive = power > 0
+    slopes = (real * quantized).sum(axis=(1, 2, 3))[alive] / power[alive]
+    return float(slopes.max(initial=0.0))
 
 
 def _use(levels: Sequence[int], weights: npt.NDArray[np.int32]) -> dict[int, int]:

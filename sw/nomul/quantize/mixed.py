@@ -28,6 +28,7 @@ from nomul_hw.formats import WeightFormat, get_format
 
 from .attribution import as_labels, changed_output, float_inputs, is_vector, real_conv, unit_values
 from .config import QuantizeConfig, QuantizeError
+from .equalize import equalize
 from .network import quantize_report
 from .report import decibels, sqnr_db
 
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-__all__ = ["Budget", "Choice", "MixedResult", "search_formats"]
+__all__ = ["Budget", "Choice", "MixedResult", "search_formats", "sweep_formats"]
 
 Float64Array = npt.NDArray[np.float64]
 Int64Array = npt.NDArray[np.int64]
@@ -169,7 +170,7 @@ def search_formats(
     inputs: "torch.Tensor | npt.ArrayLike | None" = None, labels: npt.ArrayLike | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> MixedResult:
-    """Choose a format for every layer, within a budget.
+    """Choose a format for every layer, within a budget: :func:`sweep_formats` with one.
 
     Parameters
     ----------
@@ -180,6 +181,32 @@ def search_formats(
     formats : sequence of WeightFormat or str
         What to choose from.
     budget : Budget
+        What the network may cost.
+    config, array, fit, luts, inputs, labels, progress
+        As there.
+    """
+    return sweep_formats(network, calibration, formats, [budget], config=config, array=array, fit=fit, luts=luts,
+                         inputs=inputs, labels=labels, progress=progress)[0]
+
+
+def sweep_formats(
+    network: "nn.Module | FloatGraph", calibration: "torch.Tensor | npt.ArrayLike",
+    formats: Sequence[WeightFormat | str], budgets: Sequence[Budget], *, config: QuantizeConfig | None = None,
+    array: ArrayConfig | None = None, fit: bool = True, luts: Mapping[str, int] | None = None,
+    inputs: "torch.Tensor | npt.ArrayLike | None" = None, labels: npt.ArrayLike | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> tuple[MixedResult, ...]:
+    """Choose a format for every layer, within each of some budgets; what they have in common is measured once.
+
+    Parameters
+    ----------
+    network : nn.Module or FloatGraph
+        The float network.
+    calibration : array or Tensor of real numbers, shape (N, C, H, W), (N, C, L) or (N, features)
+        Typical inputs, a few hundred as a rule.
+    formats : sequence of WeightFormat or str
+        What to choose from.
+    budgets : sequence of Budget
         What the network may cost.
     config : QuantizeConfig, optional
         How to quantize; layers that its ``formats`` name keep the format that they have there.
@@ -203,17 +230,25 @@ def search_formats(
     nomul.compiler.CompileError
         If the array cannot run the network at all.
     """
-    if budget.cycles is not None and array is None and not luts:
-        raise QuantizeError("A budget of cycles needs an array")
-    if (budget.luts is None) != (not luts):
-        raise QuantizeError("A budget of LUTs and a table of LUTs by format go together")
+    for budget in budgets:
+        if budget.cycles is not None and array is None and not luts:
+            raise QuantizeError("A budget of cycles needs an array")
+        if (budget.luts is None) != (not luts):
+            raise QuantizeError("A budget of LUTs and a table of LUTs by format go together")
     choices = _known(formats)
     if labels is not None and inputs is None:
         raise QuantizeError("Labels go with inputs that are not the calibration's")
     network, x = float_inputs(network, calibration)
     config = replace(config or QuantizeConfig(choices[0]), format=choices[0])
-    return _Search(network, x, choices, budget, config, _machines(array, luts, budget), fit,
-                   progress or (lambda _: None)).run(x if inputs is None else float_inputs(network, inputs)[1], labels)
+    equalization = config.equalization
+    if equalization:
+        # Once, for all: a layer on its own has no readers, and would be fitted as if nothing were equalized.
+        network, config = equalize(network, x, strength=equalization), replace(config, equalization=0.0)
+    machines = [_machines(array, luts, budget) for budget in budgets]
+    search = _Search(network, x, choices, config, fit, progress or (lambda _: None),
+                     x if inputs is None else float_inputs(network, inputs)[1], labels)
+    results = [search.run(budget, each) for budget, each in zip(budgets, machines, strict=True)]
+    return tuple(replace(result, config=replace(result.config, equalization=equalization)) for result in results)
 
 
 def _known(formats: Sequence[WeightFormat | str]) -> tuple[WeightFormat, ...]:
@@ -250,16 +285,29 @@ def _machines(array: ArrayConfig | None, luts: Mapping[str, int] | None, budget:
     return tuple(made)
 
 
+@dataclass(frozen=True, eq=False)
+class _Quantized:
+    """An integer network, and how near it is to the float network."""
+
+    graph: Graph
+    config: QuantizeConfig
+    output_sqnr: float
+    agreement: float | None
+    accuracy: float | None
+
+
 class _Search:
-    """One search."""
+    """A search, for one budget after the other."""
 
-    shape: NetworkShape
+    budget: Budget
+    machines: tuple[_Machine, ...]
 
-    def __init__(self, network: FloatGraph, x: Float64Array, formats: tuple[WeightFormat, ...], budget: Budget,
-                 config: QuantizeConfig, machines: tuple[_Machine, ...], fit: bool,
-                 progress: Callable[[str], None]) -> None:
-        self.network, self.x, self.formats, self.budget = network, x, formats, budget
-        self.config, self.machines, self.fit, self.progress = config, machines, fit, progress
+    def __init__(self, network: FloatGraph, x: Float64Array, formats: tuple[WeightFormat, ...], config: QuantizeConfig,
+                 fit: bool, progress: Callable[[str], None], inputs: Float64Array,
+                 labels: npt.ArrayLike | None) -> None:
+        self.network, self.x, self.formats, self.inputs = network, x, formats, inputs
+        self.config, self.fit, self.progress = config, fit, progress
+        self.classes = as_labels(network, labels, len(inputs))
         self.convs = [layer for layer in network.layers if isinstance(layer, FloatConv)]
         if not self.convs:
             raise QuantizeError("The network has no layer with weights")
@@ -268,46 +316,57 @@ class _Search:
         self.options = {layer.name: list(dict.fromkeys(
             replace(config, format=fmt).format_of(layer) for fmt in formats)) for layer in self.convs}
 
-    def run(self, inputs: Float64Array, labels: npt.ArrayLike | None) -> MixedResult:
-        """Search, and measure on these inputs."""
-        classes = as_labels(self.network, labels, len(inputs))
-        real = self._in_parts(inputs, lambda x: self.network.run(x).reshape(len(x), -1))
-        noise = self._noise(inputs[: len(self.x)])
-
-        def measure(name: str, chosen: Mapping[str, WeightFormat], machine: _Machine | None, graph: Graph) -> Choice:
-            integer = self._in_parts(inputs, lambda x: _outputs(graph, x))
-            largest = integer.argmax(axis=1)
-            array = (machine or self.machines[-1]).array
-            cycles = None if array is None else self._cycles(chosen, array)
-            return Choice(
-                name, {layer: fmt.name for layer, fmt in chosen.items()}, self._bits(chosen) / self.weights,
-                array.format.name if array and cycles is not None else None, cycles,
-                machine.luts if machine else None, machine is not None,
-                decibels(1.0, sum(noise[layer][fmt.name] for layer, fmt in chosen.items())), sqnr_db(real, integer),
-                float((largest == real.argmax(axis=1)).mean()) if is_vector(self.network) else None,
-                None if classes is None else float((largest == classes).mean()))
-
-        uniform = [(fmt, *self._quantized(fmt.name, replace(self.config, format=fmt))) for fmt in self.formats]
-        #: Copies in front of concatenations count too, so that the shapes are those of an integer network.
-        self.shape = network_shape(uniform[0][1])
-        found: list[tuple[Choice, Graph, QuantizeConfig]] = []
-        alike = []
-        for fmt, graph, config in uniform:
-            chosen = {layer.name: config.format_of(layer) for layer in self.convs}
-            able = next((machine for machine in self.machines if self._within(chosen, machine)), None)
-            found.append((measure(fmt.name, chosen, able, graph), graph, config))
+    def run(self, budget: Budget, machines: tuple[_Machine, ...]) -> MixedResult:
+        """Search within a budget, on the arrays that it allows."""
+        self.budget, self.machines = budget, machines
+        noise, found, alike = self._noise, list[tuple[Choice, _Quantized]](), []
+        for fmt in self.formats:
+            quantized = self._uniform[fmt.name]
+            chosen = {layer.name: quantized.config.format_of(layer) for layer in self.convs}
+            able = next((machine for machine in machines if self._within(chosen, machine)), None)
+            found.append((self._choice(fmt.name, chosen, able, quantized), quantized))
             alike.append(chosen)
         mixed = self._solve(noise)
         if mixed is not None and mixed[0] not in alike:
-            graph, config = self._quantized("the mixed choice", self._config(mixed[0]))
-            found.insert(0, (measure("mixed", *mixed, graph), graph, config))
-        within = [(choice, graph, config) for choice, graph, config in found if choice.within]
+            quantized = self._quantized("the mixed choice", self._config(mixed[0]))
+            found.insert(0, (self._choice("mixed", *mixed, quantized), quantized))
+        within = [(choice, quantized) for choice, quantized in found if choice.within]
         if not within:
             raise QuantizeError(self._refusal())
-        best, graph, config = max(within, key=lambda one: one[0].output_sqnr)
+        best, quantized = max(within, key=lambda one: one[0].output_sqnr)
         sensitivity = {name: {fmt: decibels(1.0, value) for fmt, value in row.items()} for name, row in noise.items()}
-        return MixedResult(self.budget, tuple(choice for choice, _, _ in found), best, graph, config, sensitivity,
-                           None if classes is None else float((real.argmax(axis=1) == classes).mean()))
+        return MixedResult(budget, tuple(choice for choice, _ in found), best, quantized.graph, quantized.config,
+                           sensitivity, self._accuracy(self._real))
+
+    def _choice(self, name: str, chosen: Mapping[str, WeightFormat], machine: _Machine | None,
+                quantized: _Quantized) -> Choice:
+        """A choice of formats, on the array for it or, where none is within the budget, the largest."""
+        array = (machine or self.machines[-1]).array
+        cycles = None if array is None else self._cycles(chosen, array)
+        return Choice(
+            name, {layer: fmt.name for layer, fmt in chosen.items()}, self._bits(chosen) / self.weights,
+            array.format.name if array and cycles is not None else None, cycles,
+            machine.luts if machine else None, machine is not None,
+            decibels(1.0, sum(self._noise[layer][fmt.name] for layer, fmt in chosen.items())), quantized.output_sqnr,
+            quantized.agreement, quantized.accuracy)
+
+    @cached_property
+    def _real(self) -> Float64Array:
+        """What the float network makes of the inputs, (N, values)."""
+        return self._in_parts(self.inputs, lambda x: self.network.run(x).reshape(len(x), -1))
+
+    def _accuracy(self, outputs: Float64Array) -> float | None:
+        return None if self.classes is None else float((outputs.argmax(axis=1) == self.classes).mean())
+
+    @cached_property
+    def _uniform(self) -> dict[str, _Quantized]:
+        """By format, the network that has it in all layers."""
+        return {fmt.name: self._quantized(fmt.name, replace(self.config, format=fmt)) for fmt in self.formats}
+
+    @cached_property
+    def shape(self) -> NetworkShape:
+        """Copies in front of concatenations count too, so that the shapes are those of an integer network."""
+        return network_shape(self._uniform[self.formats[0].name].graph)
 
     def _in_parts(self, inputs: Float64Array, run: Callable[[Float64Array], Float64Array]) -> Float64Array:
         """Run a network on a part of the inputs after the other."""
@@ -315,19 +374,24 @@ class _Search:
         size = max(1, PART_VALUES // values)
         return np.concatenate([run(inputs[start : start + size]) for start in range(0, len(inputs), size)])
 
-    def _quantized(self, what: str, config: QuantizeConfig) -> tuple[Graph, QuantizeConfig]:
+    def _quantized(self, what: str, config: QuantizeConfig) -> _Quantized:
         self.progress(f"quantize to {what}")
-        return quantize_report(self.network, self.x, config)[0], config
+        graph, _ = quantize_report(self.network, self.x, config)
+        outputs = self._in_parts(self.inputs, lambda x: _outputs(graph, x))
+        alike = float((outputs.argmax(axis=1) == self._real.argmax(axis=1)).mean())
+        return _Quantized(graph, config, sqnr_db(self._real, outputs), alike if is_vector(self.network) else None,
+                          self._accuracy(outputs))
 
     # Sensitivity -----------------------------------------------------------------------------------------------------
 
-    def _noise(self, inputs: Float64Array) -> dict[str, dict[str, float]]:
+    @cached_property
+    def _noise(self) -> dict[str, dict[str, float]]:
         """By layer and format: power of the error that the layer's weights bring to the output, over the output's.
 
-        They are fitted to the calibration inputs and measured on these: a layer of many inputs per output and few
-        pixels fits what it was fitted to too well.
+        They are fitted to the calibration inputs and measured on as many others: a layer of many inputs per output and
+        few pixels fits what it was fitted to too well.
         """
-        fitted, values = self._values(self.x), self._values(inputs)
+        fitted, values = self._values(self.x), self._values(self.inputs[: len(self.x)])
         output = values[self.network.layers[-1].name]
         power = float(np.square(output).sum()) or 1.0
         noise: dict[str, dict[str, float]] = {}
@@ -377,7 +441,7 @@ class _Search:
             return None
         return self._bits(chosen)
 
-    @cached_property
+    @property
     def _limit(self) -> int:
         """The budget, as a cost."""
         if self.budget.cycles is not None:
