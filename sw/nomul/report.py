@@ -138,16 +138,25 @@ def quantize_table(graph: "Graph", report: "QuantizeReport") -> RenderableType:
     """Where the accuracy went, layer by layer."""
     from .graph import Conv
 
-    table = _table("<layer", "<kind", "<weights", "<output", "weights dB", "output dB", "zero weights", "saturated",
-                   "scale")
+    table = _table("<layer", "<kind", "<weights", "<output", "rho", "weights dB", "output dB", "zero weights",
+                   "<exponents used", "saturated", "scale")
     for node, layer in zip(graph.computing, report.layers, strict=True):
         shape = graph.tensor(node.output).shape
         table.add_row(layer.name, layer.kind, graph.format_of(node).name if isinstance(node, Conv) else "",
                       " x ".join(map(str, shape)),
+                      "" if layer.rho is None else f"{layer.rho:.4f}",
                       "" if layer.weight_sqnr is None else f"{layer.weight_sqnr:.1f}", f"{layer.output_sqnr:.1f}",
-                      "" if layer.zeros is None else _ratio(layer.zeros), _ratio(layer.saturation),
+                      "" if layer.zeros is None else _ratio(layer.zeros),
+                      _exponents(layer.exponents), _ratio(layer.saturation),
                       f"2^{layer.exponent}")
-    return Group(table, "", "dB: power of the float values over that of the error, on the calibration inputs")
+    note = ("dB: power of the float values over that of the error, on the calibration inputs; rho: correlation of the\n"
+            "float weights with the quantized ones; exponents: the lowest of the levels in use, and per cent of\n"
+            "the weights with it, with the next, and so on")
+    return Group(table, "", Text(note, style="dim"))
+
+
+def _exponents(shares: Mapping[int, float]) -> str:
+    return f"{min(shares)}: {' '.join(f'{100 * share:.0f}' for share in shares.values())}" if shares else ""
 
 
 def attribution_table(result: "Attribution") -> RenderableType:

@@ -8,7 +8,7 @@ import torch
 
 from nomul.frontend import INPUT, FloatConcat, FloatConv, FloatGraph, FloatPool
 from nomul.graph import Conv, Graph
-from nomul.quantize import QuantizeConfig, QuantizeError, quantize, quantize_report
+from nomul.quantize import LayerReport, QuantizeConfig, QuantizeError, QuantizeReport, quantize, quantize_report
 from nomul.quantize import attribution as module
 from nomul.quantize.attribution import (
     Attribution,
@@ -82,9 +82,18 @@ def test_figures_are_those_of_the_quantizer(make, choices):
         assert layer.integer_sqnr == pytest.approx(expected.output_sqnr, abs=1e-9), layer.name
         assert layer.fake_sqnr == layer.integer_sqnr
         assert layer.saturation == expected.saturation
-        assert layer.zeros == expected.zeros
+        assert layer.zeros == expected.zeros and (layer.rho is None) == (expected.rho is None)
+        assert layer.rho == pytest.approx(expected.rho) if layer.rho is not None else not expected.exponents
+        assert {level: count for level, count in layer.levels.items() if count} == expected.levels
         assert layer.weight_sqnr == (None if expected.weight_sqnr is None
                                      else pytest.approx(expected.weight_sqnr, abs=1e-9))
+
+
+def test_use_of_exponents():
+    report = LayerReport("conv", "conv", 10.0, 10.0, 0.25, 0.0, 0, 0.99, {-12: 1, -2: 2, 0: 2, 3: 1, 8: 2})
+    assert report.exponents == {1: 3 / 8, 2: 0.0, 3: 3 / 8}
+    assert replace(report, levels={0: 5}).exponents == replace(report, levels={}).exponents == {}
+    assert QuantizeReport((report,)).to_dict()[0]["exponents"] == report.exponents
 
 
 def uneven(seed=0):

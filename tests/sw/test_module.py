@@ -12,10 +12,13 @@ from nomul.frontend import FloatConcat, FloatConv, FloatGraph, FloatPool
 from nomul.graph import Conv, Graph
 from nomul.quantize import QuantizeError, quantize, quantize_graph
 from nomul.quantize.module import QuantizedNetwork, TrainedConv
+from nomul.quantize.scalar import APoT, exact_format
 from nomul.quantize.train import Absmean, Discrete, StraightThrough, Tga, TrainConfig, Ttq, train
 from nomul_sim.golden import run
 
 RULES = {"ste": (StraightThrough(), "exp4"), "deepshift": (StraightThrough(False, "log"), "pot4z"),
+         "apot": (StraightThrough(), exact_format("apot4", APoT(4).levels)),
+         "inq": (StraightThrough(), exact_format("inq4", [-8, -4, -2, -1, 0, 1, 2, 4, 8])),
          "binary": (StraightThrough(), "binary"), "int8": (StraightThrough(), "int8"), "tga": (Tga(), "ternary"),
          "tga-paper": (Tga(start_at="max", gain=False), "ternary"),
          "tga-channel": (Tga(per="channel", centre=False), "ternary"), "ttq": (Ttq(), "exp4"),

@@ -25,6 +25,7 @@ from nomul.quantize.scalar import (
     Ternary,
     TernaryTGA,
     UniformLaplacian,
+    exact_format,
     laplacian_bits,
     laplacian_sqnr,
     laplacian_support,
@@ -307,6 +308,20 @@ def test_exact_weights_lose_nothing():
 @pytest.mark.parametrize("density", [GAUSSIAN, LAPLACIAN], ids=lambda density: density.name)
 def test_nearest_format(quantizer, name, density):
     assert nearest_format(quantizer.fit(density)).name == name
+
+
+def test_exact_formats():
+    weights = np.random.default_rng(0).standard_normal(1000)
+    assert exact_format("apot3", APoT(3).levels).levels == get_format("pot3z").levels
+    assert exact_format("apot4", APoT(4).levels).magnitudes == (0, 1, 2, 3, 4, 6, 8, 10)
+    assert exact_format("apot5", APoT(5).fit(GAUSSIAN)).bits == 5
+    assert exact_format("inq4", INQ(4).fit(weights)).magnitudes == (0, 1, 2, 4, 8)
+    assert exact_format("lognet", LogNet(4).fit(weights)).levels == get_format("pot4z").levels
+    assert exact_format("fp4", [-1.5, -1, -0.5, 0.5, 1, 1.5]).levels == (-3, -2, -1, 1, 2, 3)
+    for levels, message in ((Exponential(4, SQRT2).fit(weights), "no multiples of one number; nearest_format"),
+                            ([0.0], "no multiples"), ([-2.0, -1.0, 1.0], "symmetric")):
+        with pytest.raises(QuantizeError, match=message):
+            exact_format("strange", levels)
 
 
 def test_nearest_format_of_some():

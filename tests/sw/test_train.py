@@ -8,7 +8,17 @@ from torch import nn
 
 from nomul import digits
 from nomul.quantize import QuantizeError, quantize
-from nomul.quantize.train import Discrete, Progress, StraightThrough, Tga, TrainConfig, accuracy, show, train
+from nomul.quantize.train import (
+    Discrete,
+    Progress,
+    StraightThrough,
+    Tga,
+    TrainConfig,
+    accuracy,
+    show,
+    train,
+    training_device,
+)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -147,3 +157,17 @@ def test_wrong_arguments(data, tmp_path):
         train(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), x, y, TrainConfig(epochs=1), checkpoint=path)
     with pytest.raises(QuantizeError, match=r"^The loss is nan in step 1 of epoch 1; a smaller rate than 0\.001 may"):
         train(small(), x * torch.nan, y, TrainConfig(epochs=1))
+
+
+def test_where_to_train(monkeypatch, data):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert training_device() == torch.device("cpu") == training_device("cpu")
+    for wanted, message in (("cuda", "no GPU 'cuda' that PyTorch can use; device='cpu'"),
+                            ("abacus", "no device 'abacus'")):
+        with pytest.raises(QuantizeError, match=message):
+            train(small(), data["train_x"], data["train_y"], device=wanted)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert training_device() == torch.device("cuda") == training_device("cuda")
+    with pytest.raises(QuantizeError, match="'cuda:1'"):
+        training_device("cuda:1")

@@ -130,8 +130,9 @@ def _table(found: Sequence[Row], array: ArrayConfig) -> str:
     for row in found:
         choice = row.choice
         cells = f"{choice.luts or '':>6}  " if luts else ""
+        mix = "" if row.what == choice.name else f"  {_mix(choice)}"
         lines.append(f"{row.what:20} {choice.bits:4.2f}  {choice.array or '':8} {choice.cycles or 0:8,}  {cells}"
-                     f"{row.logit_sqnr:9.2f} {row.accuracy:9.2%}  {'' if row.what == choice.name else _mix(choice)}".rstrip())
+                     f"{row.logit_sqnr:9.2f} {row.accuracy:9.2%}{mix}")
     return "\n".join([*lines, f"cycles on {array.rows}x{array.lanes}x{array.cols}, other formats as planes"])
 
 

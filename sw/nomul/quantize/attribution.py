@@ -7,7 +7,7 @@ weights or the codes of its output, with all else in float, and looking at the n
 after layer, with the rest in float, since weights are fitted to make up for the errors of those before.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,7 @@ from nomul_hw.arithmetic import act_range, requantize, round_half_up
 from .config import QuantizeError
 from .equalize import equalize
 from .network import as_float_graph, imported
-from .report import decibels, sqnr_db
+from .report import correlation, decibels, level_use, sqnr_db
 
 if TYPE_CHECKING:
     import torch
@@ -590,11 +590,11 @@ class _Run:
                                    "growth": None}
         if isinstance(node, Conv):
             real, quantized = self._float_conv(node).weights, self.quantized[node.name].weights
-            norm = float(np.sqrt(np.square(real).sum() * np.square(quantized).sum()))
             fmt = self.graph.format_of(node)
-            weights = {"format": fmt.name, "weights": node.weights.size, "levels": _use(fmt.levels, node.weights),
+            weights = {"format": fmt.name, "weights": node.weights.size,
+                       "levels": {**dict.fromkeys(fmt.levels, 0), **level_use(node.weights)},
                        "weight_sqnr": sqnr_db(real, quantized),
-                       "rho": float((real * quantized).sum()) / norm if norm else 0.0,
+                       "rho": correlation(real, quantized),
                        "growth": _growth(real, quantized)}
         return LayerAttribution(
             name, kind, **weights, fake_sqnr=measured.fake.sqnr, integer_sqnr=measured.integer.sqnr,
@@ -610,9 +610,3 @@ def _growth(real: Float64Array, quantized: Float64Array) -> float:
     alive = power > 0
     slopes = (real * quantized).sum(axis=(1, 2, 3))[alive] / power[alive]
     return float(slopes.max(initial=0.0))
-
-
-def _use(levels: Sequence[int], weights: npt.NDArray[np.int32]) -> dict[int, int]:
-    """How many weights have each level."""
-    found, counts = np.unique(weights, return_counts=True)
-    return {**dict.fromkeys(levels, 0), **dict(zip(found.tolist(), counts.tolist(), strict=True))}

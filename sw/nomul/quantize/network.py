@@ -35,7 +35,7 @@ from nomul_hw.formats import WeightFormat
 from .config import QuantizeConfig, QuantizeError, passes_on
 from .equalize import equalize
 from .lattice import StepLattice
-from .report import LayerReport, QuantizeReport, sqnr_db
+from .report import LayerReport, QuantizeReport, correlation, level_use, sqnr_db
 from .scales import Scales, is_sum, mean_gain, plan_scales
 from .weights import Fit, fit_compensated, fit_nearest
 
@@ -302,9 +302,11 @@ class _Quantizer:
         real = np.clip(linear if skip is None else linear + skip.real, layer.low, layer.high)
         after, saturation = self._apply(layer, node, real, source, skip)
         levels = node.weights.reshape(len(steps), -1)
+        weights, quantized = layer.weights.reshape(levels.shape), levels * steps[:, None]
         self.reports.append(LayerReport(
-            layer.name, "conv", sqnr_db(layer.weights.reshape(levels.shape), levels * steps[:, None]),
-            sqnr_db(real, after.counts * after.unit), float((levels == 0).mean()), saturation, after.tensor.exponent))
+            layer.name, "conv", sqnr_db(weights, quantized), sqnr_db(real, after.counts * after.unit),
+            float((levels == 0).mean()), saturation, after.tensor.exponent, correlation(weights, quantized),
+            level_use(levels)))
         return node, after
 
     def _choice(self, index: int, layer: FloatConv, made: dict[str, _Activations]) -> QuantizeConfig:

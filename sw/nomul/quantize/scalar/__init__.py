@@ -10,7 +10,7 @@ from typing import Protocol
 
 from .codebook import Codebook
 from .exponential import Exponential
-from .hardware import StepRule, nearest_format, steps
+from .hardware import StepRule, exact_format, nearest_format, steps
 from .levels import INQ, APoT, DeepShift, LevelSet, LogNet
 from .linear import Linear, UniformLaplacian, laplacian_bits, laplacian_sqnr, laplacian_support
 from .lloyd import LloydMax
@@ -20,7 +20,8 @@ from .ternary import Binary, Ternary, TernaryTGA, tga_scale, tga_slopes
 __all__ = [
     "GAUSSIAN", "INQ", "LAPLACIAN", "APoT", "Binary", "Codebook", "DeepShift", "Density", "Exponential", "LevelSet",
     "Linear", "LloydMax", "LogNet", "Quantizer", "Sample", "StepRule", "Ternary", "TernaryTGA", "UniformLaplacian",
-    "laplacian_bits", "laplacian_sqnr", "laplacian_support", "nearest_format", "steps", "tga_scale", "tga_slopes",
+    "exact_format", "laplacian_bits", "laplacian_sqnr", "laplacian_support", "nearest_format", "steps", "tga_scale",
+    "tga_slopes",
 ]
 
 

@@ -13,7 +13,7 @@ from .codebook import Codebook, best_scales
 from .linear import laplacian_support
 from .source import Sample
 
-__all__ = ["StepRule", "nearest_format", "steps"]
+__all__ = ["StepRule", "exact_format", "nearest_format", "steps"]
 
 Float64Array = npt.NDArray[np.float64]
 StepRule = Literal["correlation", "range", "mean", "laplacian"]
@@ -21,8 +21,41 @@ StepRule = Literal["correlation", "range", "mean", "laplacian"]
 #: Steps that are tried in an octave, octaves below the step that saturates nothing, and rounds of refinement.
 PER_OCTAVE, OCTAVES, ROUNDS = 10, 4, 3
 
+#: What the smallest level may be a multiple of, in exact formats.
+MAX_PART = 64
+
 #: Weights that are looked at together: what fits a core's caches.
 CHUNK = 1 << 15
+
+
+def exact_format(name: str, levels: Codebook | npt.ArrayLike) -> WeightFormat:
+    """The weight format whose levels are these, in the smallest integers: those of APoT, INQ or S3 on the machine.
+
+    It can be used wherever a format can, in post-training quantization and in training.
+
+    Parameters
+    ----------
+    name : str
+        Of the format.
+    levels : Codebook or array of real numbers
+        Multiples of one number, symmetric about 0.
+
+    Raises
+    ------
+    QuantizeError
+        If they are no multiples of one number within the range of a format, as those of a ratio like 1.4 are not.
+    """
+    values = np.unique(np.asarray(levels.levels if isinstance(levels, Codebook) else levels, dtype=np.float64))
+    magnitudes = np.unique(np.abs(values[values != 0]))
+    for part in range(1, MAX_PART + 1) if len(magnitudes) else ():
+        integers = magnitudes / magnitudes[0] * part
+        if np.abs(integers - np.round(integers)).max() < 1e-9 * part:
+            unit = magnitudes[0] / part
+            try:
+                return WeightFormat(name, tuple(int(level) for level in np.round(values / unit)))
+            except ValueError as error:
+                raise QuantizeError(str(error)) from None
+    raise QuantizeError(f"The levels of {name} are no multiples of one number; nearest_format finds a format for them")
 
 
 def nearest_format(codebook: Codebook, formats: Iterable[WeightFormat] | None = None) -> WeightFormat:

@@ -22,7 +22,7 @@ from ..config import QuantizeError
 if TYPE_CHECKING:
     from ..module import QuantizedNetwork  # which imports this package, for the rules
 
-__all__ = ["Progress", "TrainConfig", "accuracy", "show", "train"]
+__all__ = ["Progress", "TrainConfig", "accuracy", "show", "train", "training_device"]
 
 #: Changes a batch of inputs (N, ...), with draws from the generator alone.
 Augment = Callable[[torch.Tensor, torch.Generator], torch.Tensor]
@@ -149,8 +149,8 @@ def train(network: nn.Module, x: torch.Tensor, y: torch.Tensor, config: TrainCon
         Written after every epoch. If it is there, the run goes on from it.
     progress : callable, optional
         Called after every step; :func:`show` prints.
-    device : torch.device, optional
-        The GPU if there is one, unless given; the network comes back to the CPU.
+    device : torch.device or str, optional
+        Where to train, as :func:`training_device` understands it; the network comes back to the CPU.
 
     Returns
     -------
@@ -160,14 +160,15 @@ def train(network: nn.Module, x: torch.Tensor, y: torch.Tensor, config: TrainCon
     Raises
     ------
     QuantizeError
-        If inputs and classes do not match, the checkpoint is of another run, or the loss is no longer a number.
+        If inputs and classes do not match, the checkpoint is of another run, there is no such device, or the loss is
+        no longer a number.
     """
     config = TrainConfig() if config is None else config
     if len(x) != len(y) or not len(x):
         raise QuantizeError(f"There must be as many classes as inputs, and some: not {len(y)} and {len(x)}")
     if config.distill and teacher is None:
         raise QuantizeError("distill needs a teacher")
-    target = torch.device(device if device is not None else "cuda" if torch.cuda.is_available() else "cpu")
+    target = training_device(device)
     quantized = _quantized(network)
     if quantized is not None:
         quantized.mode = "fake"
@@ -208,6 +209,26 @@ def train(network: nn.Module, x: torch.Tensor, y: torch.Tensor, config: TrainCon
                                       seconds / done * ((config.epochs - first) * steps - done)))
             _save(path, network, optimizers, config, epoch + 1)
     return network.to("cpu").eval()
+
+
+def training_device(wanted: torch.device | str | None = None) -> torch.device:
+    """Where to train: what is asked for, else the first GPU, or the CPU where there is none.
+
+    Raises
+    ------
+    QuantizeError
+        If PyTorch knows no such device, or finds no GPU where one is asked for.
+    """
+    gpu = torch.cuda.is_available()
+    if wanted is None:
+        return torch.device("cuda" if gpu else "cpu")
+    try:
+        device = torch.device(wanted)
+    except RuntimeError:
+        raise QuantizeError(f"There is no device {wanted!r}; cpu and cuda are") from None
+    if device.type == "cuda" and not (gpu and (device.index or 0) < torch.cuda.device_count()):
+        raise QuantizeError(f"There is no GPU {str(device)!r} that PyTorch can use; device='cpu' will do")
+    return device
 
 
 def accuracy(network: nn.Module, x: torch.Tensor, y: torch.Tensor, *, batch: int = 250) -> float:
