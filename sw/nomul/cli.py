@@ -18,10 +18,12 @@ import typer
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+    from nomul_hw.config import ArrayConfig
+
     from .compiler import Program
-    from .estimate import Estimate
     from .graph import Graph
     from .schedule import Schedule
+    from .shapes import NetworkShape
 
 __all__ = ["app"]
 
@@ -556,6 +558,8 @@ def estimate(
              "arrays, of Gemmini at its best, or of weights that load beside the work.")] = ModelName.nomul,
     report: Annotated[Path | None, typer.Option(metavar="REPORT.csv", show_default=False,
                                                 help="Write the layers as SCALE-Sim's COMPUTE_REPORT.csv too.")] = None,
+    energy: Annotated[bool, typer.Option("--energy", help="Tell the energy too, beside that of 8-bit multipliers.",
+                                         )] = False,
     as_json: Json = False,
 ) -> None:
     """Count the cycles of one sample, per layer and by cause: exact, not approximate.
@@ -569,30 +573,44 @@ def estimate(
       nomul estimate net.nomul examples/ternary_4x4.toml
       nomul estimate resnet8 --array 16x16 --clock 50MHz
       nomul estimate net.py:Net --array 8x4x16 --input-shape 3x32x32 --json
+      nomul estimate resnet8 --array 16x16 --format pot3 --energy
       nomul estimate resnet18.csv --array 16x16 --model scalesim-ws
     """
+    from rich.console import Group
+
+    from .energy import energy as energy_of
+    from .energy import estimate_baseline
+    from .estimate import estimate_network
     from .inputs import parse_clock, save_text
-    from .report import estimate_table, remark
-    from .scalesim import report_csv
+    from .report import energy_table, estimate_table, remark
+    from .scalesim import estimate_by, report_csv
 
     megahertz = None if clock is None else parse_clock(clock)
-    result = _estimated(network, config, array, format, input_shape, model.value)
+    shape, target, fit, program = _to_estimate(network, config, array, format, input_shape)
+    if model is not ModelName.nomul:
+        result = estimate_by(model.value, shape, target)
+    else:
+        result = program.estimate() if program is not None else estimate_network(shape, target, fit=fit)
     if report is not None:
         save_text(report, report_csv(result))
-    _print(result.to_dict(megahertz), as_json, lambda: estimate_table(result, megahertz))
+    if energy:
+        spent, multipliers = energy_of(result, fit=fit), energy_of(estimate_baseline(shape, target, fit=fit), fit=fit)
+        document = {"energy": {**spent.to_dict(), "multipliers": multipliers.to_dict()}}
+        _print({**result.to_dict(megahertz), **document}, as_json,
+               lambda: Group(estimate_table(result, megahertz), "", energy_table(spent, multipliers)))
+    else:
+        _print(result.to_dict(megahertz), as_json, lambda: estimate_table(result, megahertz))
     if result.problem:
         remark(f"no array can hold this network: {result.problem}")
 
 
-def _estimated(network: str, config: Path | None, array: str | None, format: str | None, input_shape: str | None,
-               model: str) -> "Estimate":
-    """Find out what to estimate, for which array, and do it."""
+def _to_estimate(network: str, config: Path | None, array: str | None, format: str | None, input_shape: str | None,
+                 ) -> "tuple[NetworkShape, ArrayConfig, bool, Program | Schedule | None]":
+    """Find out what to estimate: a network, on which array, whether it must fit, and its program if there is one."""
     from nomul_hw.config import ArrayConfig, load_config
 
-    from .estimate import estimate_network
     from .files import load_program
     from .inputs import InputError, load_shape, parse_shape
-    from .scalesim import estimate_by
     from .shapes import network_shape
 
     folder = Path(network)
@@ -604,8 +622,7 @@ def _estimated(network: str, config: Path | None, array: str | None, format: str
         raise InputError("--input-shape goes with a PyTorch module: what nomul wrote and tables have their shapes")
     if folder.is_dir() and array is None:
         program = load_program(folder) if config is None else _compiled(folder, config)
-        return program.estimate() if model == "nomul" else estimate_by(model, network_shape(program.graph),
-                                                                       program.config)
+        return network_shape(program.graph), program.config, True, program
     if config is None and array is None:
         raise InputError("an array is needed: --array SHAPE, such as 16x16, or CONFIG.toml")
     if array is None:
@@ -620,8 +637,7 @@ def _estimated(network: str, config: Path | None, array: str | None, format: str
             target = target if format else replace(target, format=graph.format)
         else:
             shape = load_shape(network, input_shape)
-    return (estimate_network(shape, target, fit=array is None) if model == "nomul"
-            else estimate_by(model, shape, target))
+    return shape, target, array is None, None
 
 
 @app.command()

@@ -5,20 +5,22 @@ A network's shapes are enough (:func:`estimate_network`): the compiler plans wit
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 from nomul_hw.config import ArrayConfig, ConfigError, MemoryConfig
-from nomul_hw.descriptor import COUNTERS
+from nomul_hw.descriptor import COUNTERS, HOST_BITS
 from nomul_hw.timing import WeightSource, run_cycles
 
 from .compiler.errors import CompileError
 from .compiler.passes import with_passes
 from .compiler.plan import Plan, plan_network, plan_passes, with_enough_memory
-from .compiler.program import Program
+from .compiler.program import Placement, Program
 from .compiler.tiling import tile_network
+from .compiler.traffic import run_words
 from .driver import host_words
+from .energy import Work, layer_work
 from .schedule import Schedule
 from .shapes import NetworkShape
 
@@ -40,11 +42,14 @@ class LayerEstimate:
         Multiply-accumulates of one sample, padding counted.
     counters : mapping of str to int
         Cycles by cause, the names of :data:`nomul_hw.descriptor.COUNTERS`.
+    work : Work
+        What is computed and moved; nothing where another machine's model counts.
     """
 
     name: str
     macs: int
     counters: Mapping[str, int]
+    work: Work = field(default_factory=Work, kw_only=True)
 
     @property
     def cycles(self) -> int:
@@ -75,6 +80,8 @@ class Estimate:
     runs, host_words : int, optional
         Of a schedule: how often the accelerator runs for a sample, and how many words go between it and the host, the
         programs' own among them. The cycles are those of the runs.
+    host : Work, optional
+        What the host moves for a sample: its words, and what it writes and reads of the activation banks.
     """
 
     config: ArrayConfig
@@ -83,6 +90,7 @@ class Estimate:
     model: str = "nomul"
     runs: int | None = None
     host_words: int | None = None
+    host: Work | None = None
 
     @cached_property
     def accounting(self) -> dict[str, int]:
@@ -159,15 +167,14 @@ def estimate(program: Program | Schedule, source: WeightSource | None = None) ->
         Where streamed weights come from; one that is always ahead if not given.
     """
     if isinstance(program, Program):
+        graph = program.graph
         return Estimate(program.config, _count(
-            program.config, ((layer.node, layer.values, layer.macs) for layer in program.layers), source))
-    graph = program.graph
-    counted = {node.name: dict.fromkeys(COUNTERS, 0) for node in graph.computing}
+            program.config, ((layer.node, layer.values, layer.macs) for layer in program.layers), source),
+            host=_host(program.config, program.placements, graph.inputs, graph.output))
+    sums = _Sums((node.name, program.graph.macs(node)) for node in program.graph.computing)
     for step in program.steps:
-        _add(counted, estimate(step.program, source).layers, len(step.turns))
-    # What neighbouring bands both compute is work of the array, but not of the network.
-    layers = tuple(LayerEstimate(node.name, graph.macs(node), counted[node.name]) for node in graph.computing)
-    return Estimate(program.config, layers, runs=program.runs, host_words=host_words(program))
+        sums.add(estimate(step.program, source), len(step.turns))
+    return sums.estimate(program.config, program.runs, host_words(program))
 
 
 def estimate_network(network: NetworkShape, config: ArrayConfig, *, fit: bool = True) -> Estimate:
@@ -193,7 +200,7 @@ def estimate_network(network: NetworkShape, config: ArrayConfig, *, fit: bool = 
         if not fit:
             raise
         return _estimate_pieces(network, config)
-    return Estimate(config, _count_plan(plan, config), plan.memory)
+    return _estimate_plan(plan, network, config)
 
 
 def _estimate_pieces(network: NetworkShape, config: ArrayConfig) -> Estimate:
@@ -201,22 +208,50 @@ def _estimate_pieces(network: NetworkShape, config: ArrayConfig) -> Estimate:
     network = with_passes(network, config)
     tiling = tile_network(network, config)
     turns = Counter(piece.network for piece in tiling.pieces)
-    counted = {layer.name: dict.fromkeys(COUNTERS, 0) for layer in network.layers}
+    sums = _Sums((layer.name, network.macs(layer)) for layer in network.layers)
     for shape, count in turns.items():
-        _add(counted, _count_plan(plan_passes(shape, config), config), count)
-    layers = tuple(LayerEstimate(layer.name, network.macs(layer), counted[layer.name]) for layer in network.layers)
-    return Estimate(config, layers, runs=len(tiling.pieces), host_words=tiling.host_words)
+        sums.add(_estimate_plan(plan_passes(shape, config), shape, config), count)
+    return sums.estimate(config, len(tiling.pieces), tiling.host_words)
 
 
-def _count_plan(plan: Plan, config: ArrayConfig) -> tuple[LayerEstimate, ...]:
-    return _count(config, ((layer.owner, layer.values, layer.macs) for layer in plan.layers))
+def _estimate_plan(plan: Plan, network: NetworkShape, config: ArrayConfig) -> Estimate:
+    layers = _count(config, ((layer.owner, layer.values, layer.macs) for layer in plan.layers))
+    return Estimate(config, layers, plan.memory,
+                    host=_host(config, plan.placements, (network.input, *network.more_inputs), network.output))
 
 
-def _add(counted: Mapping[str, dict[str, int]], layers: Iterable[LayerEstimate], turns: int) -> None:
-    """Add the cycles of a run's layers, ``turns`` times, to those of the network's layers."""
-    for layer in layers:
-        for cause in COUNTERS:
-            counted[layer.name][cause] += turns * layer.counters[cause]
+class _Sums:
+    """Sums over the runs of a network's pieces, by its layers and their MACs.
+
+    What neighbouring bands both compute is work of the array, but not of the network.
+    """
+
+    def __init__(self, layers: Iterable[tuple[str, int]]) -> None:
+        self.layers = {name: LayerEstimate(name, macs, dict.fromkeys(COUNTERS, 0)) for name, macs in layers}
+        self.host = Work()
+
+    def add(self, run: Estimate, turns: int) -> None:
+        """Add a run that there are ``turns`` of."""
+        for layer in run.layers:
+            so_far = self.layers[layer.name]
+            counters = {cause: so_far.counters[cause] + turns * layer.counters[cause] for cause in COUNTERS}
+            self.layers[layer.name] = replace(so_far, counters=counters, work=so_far.work + layer.work * turns)
+        assert run.host is not None
+        self.host += run.host * turns
+
+    def estimate(self, config: ArrayConfig, runs: int, words: int) -> Estimate:
+        """All of it; the host's words include those of the programs."""
+        return Estimate(config, tuple(self.layers.values()), runs=runs, host_words=words,
+                        host=replace(self.host, host=words * HOST_BITS))
+
+
+def _host(config: ArrayConfig, placements: Mapping[str, Placement], inputs: Iterable[str], output: str) -> Work:
+    """What the host moves for a run on a sample; a table of layers need not have one input and one output."""
+    written = [placements[name].words for name in inputs if name in placements]
+    read = [placements[output].words] if output in placements else []
+    word = config.act_word_bits
+    return Work(activation_writes=sum(written) * word, activation_reads=sum(read) * word,
+                host=run_words(config, [*written, *read]) * HOST_BITS)
 
 
 def estimate_alone(program: Program | Schedule, node: str, source: WeightSource | None = None) -> dict[str, int]:
@@ -235,10 +270,11 @@ def _count(config: ArrayConfig, layers: Iterable[tuple[str, Mapping[str, int], i
     strips = list(layers)
     merged: dict[str, LayerEstimate] = {}
     cycles = run_cycles(config, [values for _, values, _ in strips], source)
-    for (name, _, macs), counters in zip(strips, cycles, strict=True):
-        so_far = merged.get(name)
+    for (name, values, macs), counters in zip(strips, cycles, strict=True):
+        so_far, work = merged.get(name), layer_work(config, values)
         if so_far is not None:
             macs += so_far.macs
             counters = {cause: count + so_far.counters[cause] for cause, count in counters.items()}
-        merged[name] = LayerEstimate(name, macs, counters)
+            work += so_far.work
+        merged[name] = LayerEstimate(name, macs, counters, work=work)
     return tuple(merged.values())

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from .compiler import Program
     from .demo import DemoResult, Row
     from .driver import RunResult
+    from .energy import Energy
     from .estimate import Estimate
     from .graph import Graph
     from .quantize import QuantizeReport
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
     from .schedule import Schedule
     from .verify import Verification
 
-__all__ = ["attribution_table", "demo_table", "estimate_table", "generated_table", "json_text", "plain",
+__all__ = ["attribution_table", "demo_table", "energy_table", "estimate_table", "generated_table", "json_text", "plain",
            "plot_attribution", "plot_demo", "print_json", "print_text", "program_memory", "program_table",
            "quantize_table", "remark", "run_table", "search_table", "steps", "synthesis_table", "verification_table"]
 
@@ -340,6 +341,28 @@ def estimate_table(estimate: "Estimate", megahertz: float | None = None) -> Rend
         time = estimate.milliseconds(megahertz)
         lines.append(f"{megahertz:g} MHz: {time:,.3f} ms, {1e3 / time:,.1f} samples per second")
     return Group(table, "", *lines)
+
+
+def energy_table(energy: "Energy", multipliers: "Energy") -> RenderableType:
+    """Energy per layer and part, and that of an array of multipliers."""
+    from .energy import PARTS
+
+    table = _table("<layer, nJ", "energy", "pJ a MAC", *PARTS)
+
+    def add(name: str, total: float, macs: int, parts: Mapping[str, float], style: str = "") -> None:
+        table.add_row(name, f"{total / 1e3:,.1f}", f"{total / macs:.2f}" if macs else "",
+                      *(f"{parts[part] / 1e3:,.1f}" if parts[part] else "" for part in PARTS), style=style)
+
+    for layer in energy.layers:
+        add(layer.name, layer.total, layer.macs, layer.parts)
+    table.add_section()
+    add("all", energy.total, energy.macs, energy.parts, "bold")
+    add(f"all, {multipliers.config.name}", multipliers.total, multipliers.macs, multipliers.parts)
+    share = multipliers.on_chip / energy.on_chip
+    line = f"on the chip {energy.on_chip / 1e3:,.1f} nJ, with 8-bit multipliers {share:.2f} times as much"
+    note = ("published figures for 45 nm times exact counts; without clocks, registers and leakage; outside: from and\n"
+            "to the host, and streamed weights")
+    return Group(table, "", line, Text(note, style="dim"))
 
 
 def verification_table(verification: "Verification") -> RenderableType:

@@ -283,6 +283,19 @@ def test_estimate_resnet8():
     assert set(data["layers"][0]) == {"name", "cycles", "macs", "utilisation", "accounting"}
 
 
+def test_estimate_the_energy(program, network):
+    plain, data = document("estimate", program), document("estimate", program, "--energy")
+    spent = data.pop("energy")
+    assert data == plain and spent["total"] == pytest.approx(sum(spent["parts"].values()))
+    assert [layer["name"] for layer in spent["layers"]] == ["features.0", "pool", "classifier", "host"]
+    assert spent["multipliers"]["array"] == "int8_mul_2x2" and spent["multipliers"]["total"] > spent["total"]
+    assert document("estimate", network, "array.toml", "--energy")["energy"] == spent
+    text = invoke("estimate", network, "--array", "2x2", "--energy").stdout
+    assert "accumulators" in text and "with 8-bit multipliers" in text
+    message = invoke("estimate", program, "--energy", "--model", "gemmini", code=2).stderr
+    assert "the model gemmini does not say" in message
+
+
 def test_estimate_a_table_of_layers():
     Path("net.csv").write_text(TABLE)
     data = document("estimate", "net.csv", "--array", "2x2x4", "--format", "exp4", "--clock", "40MHz")
