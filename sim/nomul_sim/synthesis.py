@@ -10,7 +10,7 @@ from nomul_hw.synth import Synthesis, synthesize, yosys_version
 from .cache import cached, content_hash
 from .verilated import ACCELERATOR, accelerator_verilog
 
-__all__ = ["synthesize_accelerator"]
+__all__ = ["synthesize_accelerator", "synthesize_array"]
 
 
 def synthesize_accelerator(config: ArrayConfig, family: str = "ecp5") -> Synthesis:
@@ -23,12 +23,21 @@ def synthesize_accelerator(config: ArrayConfig, family: str = "ecp5") -> Synthes
     ValueError
         If there is no such family.
     """
-    version = yosys_version()
-    verilog = accelerator_verilog(config)
+    return _synthesized(accelerator_verilog(config), ACCELERATOR, family)
 
+
+def synthesize_array(config: ArrayConfig, family: str = "ecp5") -> Synthesis:
+    """Synthesize the array of a configuration alone, or find the result in the cache; errors as above."""
+    from nomul_hw.array import SystolicArray
+    from nomul_hw.verilog import to_verilog
+
+    return _synthesized(to_verilog(SystolicArray(config), "array"), "array", family)
+
+
+def _synthesized(verilog: str, top: str, family: str) -> Synthesis:
     def make(path: Path) -> None:
-        path.write_text(json.dumps(synthesize(verilog, ACCELERATOR, family).to_dict()), encoding="utf-8")
+        path.write_text(json.dumps(synthesize(verilog, top, family).to_dict()), encoding="utf-8")
 
     how = Path(nomul_hw.synth.__file__).read_bytes()
-    key = content_hash(verilog, family, version, how)
+    key = content_hash(verilog, family, yosys_version(), how)
     return Synthesis.from_dict(json.loads(cached("synthesis", f"{key}.json", make).read_text(encoding="utf-8")))

@@ -604,6 +604,61 @@ def estimate(
         remark(f"no array can hold this network: {result.problem}")
 
 
+@app.command()
+@_explains_mistakes
+def fit(
+    network: Annotated[str, typer.Argument(
+        metavar="NETWORK", show_default=False,
+        help="As for [cyan]nomul estimate[/cyan]: what nomul wrote, a network of the zoo, a PyTorch module or a table "
+             "of layers.")],
+    board: Annotated[str, typer.Option(metavar="NAME", show_default=False,
+                                       help="Board, such as [cyan]ulx3s-85f[/cyan]; an unknown one lists all.")],
+    format: Annotated[str | None, typer.Option(
+        metavar="NAME", show_default=False,
+        help="Weight format of the array. [dim]\\[default: the network's, or ternary][/dim]")] = None,
+    share: Annotated[float, typer.Option(help="Share of LUTs and flip-flops that may be used.")] = 0.85,
+    clock: Annotated[str | None, typer.Option(metavar="50MHz", show_default=False,
+                                              help="Tell times too, at this clock.")] = None,
+    input_shape: Annotated[str | None, typer.Option(
+        metavar="CxHxW", show_default=False,
+        help="Shape of a PyTorch module's input, unless the module has an input_shape.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", metavar="CONFIG.toml", show_default=False,
+                                                help="Write the fastest array's configuration.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Find the fastest array for a network that a board holds, with all of its weights and maps on the chip.
+
+    Cycles and memories are exact; LUTs and flip-flops are predicted from stored syntheses, with the error that is told.
+    The clock is yours to choose, and `nomul synth` has the last word.
+
+    \b
+    Examples:
+      nomul fit resnet8 --board ulx3s-85f --format ternary -o resnet8.toml
+      nomul fit net.nomul --board orangecrab-25f --clock 50MHz
+    """
+    from .fit import BOARDS, FitError, config_toml, fit_board
+    from .inputs import load_shape, parse_clock, save_text
+    from .report import fit_table, steps
+    from .shapes import network_shape
+
+    if board not in BOARDS:
+        raise FitError(f"there is no board {board!r}; there are {', '.join(BOARDS)}")
+    megahertz = None if clock is None else parse_clock(clock)
+    folder = Path(network)
+    if folder.is_dir():
+        graph = _load_graph(folder)
+        shape, chosen = network_shape(graph), format or graph.format
+    else:
+        shape, chosen = load_shape(network, input_shape), format or "ternary"
+    with steps(f"arrays for {board}") as tell:
+        result = fit_board(shape, BOARDS[board], chosen, share=share, progress=tell)
+    if output is not None:
+        save_text(output, config_toml(result.best.config))
+    times = {} if megahertz is None else {"clock_mhz": megahertz,
+                                          "milliseconds": result.best.cycles / megahertz / 1e3}
+    _print({**result.to_dict(), **times, "output": output}, as_json, lambda: fit_table(result, megahertz))
+
+
 def _to_estimate(network: str, config: Path | None, array: str | None, format: str | None, input_shape: str | None,
                  ) -> "tuple[NetworkShape, ArrayConfig, bool, Program | Schedule | None]":
     """Find out what to estimate: a network, on which array, whether it must fit, and its program if there is one."""

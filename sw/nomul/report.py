@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from .driver import RunResult
     from .energy import Energy
     from .estimate import Estimate
+    from .fit import Fit
     from .graph import Graph
     from .quantize import QuantizeReport
     from .quantize.attribution import Attribution, LayerAttribution
@@ -40,9 +41,9 @@ if TYPE_CHECKING:
     from .schedule import Schedule
     from .verify import Verification
 
-__all__ = ["attribution_table", "demo_table", "energy_table", "estimate_table", "generated_table", "json_text", "plain",
-           "plot_attribution", "plot_demo", "print_json", "print_text", "program_memory", "program_table",
-           "quantize_table", "remark", "run_table", "search_table", "steps", "synthesis_table", "verification_table"]
+__all__ = ["attribution_table", "demo_table", "energy_table", "estimate_table", "fit_table", "generated_table",
+           "json_text", "plain", "plot_attribution", "plot_demo", "print_json", "print_text", "program_memory",
+           "program_table", "quantize_table", "remark", "run_table", "search_table", "steps", "synthesis_table", "verification_table"]
 
 #: Width of tables that do not go to a terminal: nothing is cut short.
 _FILE_WIDTH = 200
@@ -341,6 +342,23 @@ def estimate_table(estimate: "Estimate", megahertz: float | None = None) -> Rend
         time = estimate.milliseconds(megahertz)
         lines.append(f"{megahertz:g} MHz: {time:,.3f} ms, {1e3 / time:,.1f} samples per second")
     return Group(table, "", *lines)
+
+
+def fit_table(result: "Fit", megahertz: float | None = None, *, most: int = 8) -> RenderableType:
+    """The fastest arrays that fit a board."""
+    table = _table("<array", "products", "cycles", *(["ms"] if megahertz else []), "LUTs", "of all", "FF", "of all",
+                   "block RAMs", "of all")
+    board = result.board
+    for candidate in result.candidates[:most]:
+        cost = candidate.cost
+        table.add_row(
+            candidate.config.name, str(candidate.config.macs_per_cycle), f"{candidate.cycles:,}",
+            *([f"{candidate.cycles / megahertz / 1e3:,.3f}"] if megahertz else []), f"{cost.lut:,}",
+            _ratio(cost.lut / board.lut), f"{cost.ff:,}", _ratio(cost.ff / board.ff), str(cost.bram),
+            _ratio(cost.bram / board.bram), style="bold" if candidate is result.best else "")
+    note = (f"{board.name}: {board.chip}; cycles of one sample, exact; LUTs and flip-flops predicted:\n"
+            f"in the sweep {result.errors} off")
+    return Group(table, Text(note, style="dim"))
 
 
 def energy_table(energy: "Energy", multipliers: "Energy") -> RenderableType:

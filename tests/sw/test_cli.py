@@ -19,7 +19,7 @@ from nomul_sim import golden
 
 from .small import CONFIG, CONFIG_TOML, small_graph, small_program
 
-COMMANDS = ["demo", "generate", "synth", "quantize", "search", "report", "compile", "estimate", "run", "verify"]
+COMMANDS = ["demo", "generate", "synth", "quantize", "search", "report", "compile", "estimate", "fit", "run", "verify"]
 
 MODEL = """
 from torch import manual_seed, nn
@@ -296,6 +296,16 @@ def test_estimate_the_energy(program, network):
     assert "the model gemmini does not say" in message
 
 
+def test_fit(network):
+    data = document("fit", network, "--board", "ulx3s-85f", "--clock", "50MHz", "-o", "fit.toml")
+    best = data["best"]
+    assert best["cost"]["lut"] <= 0.85 * data["board"]["lut"] and data["milliseconds"] == best["cycles"] / 50e3
+    document("compile", network, "fit.toml", "-o", "fitted")
+    assert document("estimate", "fitted")["cycles"] == best["cycles"]
+    text = invoke("fit", network, "--board", "ulx3s-85f", "--share", "0.5").stdout
+    assert "block RAMs" in text and "on average" in text
+
+
 def test_estimate_a_table_of_layers():
     Path("net.csv").write_text(TABLE)
     data = document("estimate", "net.csv", "--array", "2x2x4", "--format", "exp4", "--clock", "40MHz")
@@ -484,6 +494,8 @@ MISTAKES = {
         lambda: ["report", "net.nomul", "model.py:make", "--input", "x.npy", "--equalization", "0.5"], "needs both"),
     "report: no network": (lambda: ["report", "no.nomul", "model.py:make", "--input", "x.npy"],
                            "no.nomul: no such folder"),
+    "fit: no such board": (lambda: ["fit", "resnet8", "--board", "kitchen"],
+                           "there is no board 'kitchen'; there are ulx3s-85f"),
     "search: no budget": (lambda: ["search", "model.py:make", "--calibration", "x.npy", "-o", "out"],
                           "A budget is a positive number of bits per weight, of cycles or of LUTs"),
     "search: too small a budget": (

@@ -1,0 +1,258 @@
+"""What an accelerator will take of a chip, without synthesizing it.
+
+Every module is a sum of a few things that its configuration tells: products, bits of sums, bits of words, a constant.
+What each of them costs is fitted, without negative costs, to a stored sweep of small accelerators that were synthesized
+(``python -m nomul_sim.area_sweep FAMILY``). Block RAMs follow from the memories' sizes and the shapes that those of the
+chip have. How far off it is says the sweep itself: each of its accelerators is predicted from the others.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache, cached_property
+from math import log2
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from nomul_hw.config import WINDOW, ArrayConfig
+from nomul_hw.descriptor import DESCRIPTOR_WORDS, HOST_BITS, Target, target_word_bits
+from nomul_hw.families import Cost
+
+__all__ = ["AreaError", "Errors", "Predictor", "Sample", "block_rams", "load_predictor", "load_sweep", "sweep_path"]
+
+Float64Array = npt.NDArray[np.float64]
+
+#: Kinds of cells that are fitted.
+FITTED = ("lut", "ff")
+
+#: Words and bits of a block RAM, by family: what each shape holds.
+SHAPES: Mapping[str, tuple[tuple[int, int], ...]] = {
+    "ecp5": ((16384, 1), (8192, 2), (4096, 4), (2048, 9), (1024, 18), (512, 36)),
+    "ice40": ((2048, 2), (1024, 4), (512, 8), (256, 16)),
+    "xilinx": ((16384, 1), (8192, 2), (4096, 4), (2048, 9), (1024, 18), (512, 36)),
+    "gowin": ((16384, 1), (8192, 2), (4096, 4), (2048, 9), (1024, 18), (512, 36)),
+}
+
+#: Memories of no more bits than this are made of LUTs.
+SMALL_MEMORY = 2048
+
+#: Passes of the fit over its coefficients.
+PASSES = 4000
+
+
+class AreaError(ValueError):
+    """A family without a sweep, or a sweep that cannot be read."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A synthesized accelerator: its configuration, and the cost of every module."""
+
+    config: ArrayConfig
+    modules: Mapping[str, Cost]
+
+    @property
+    def total(self) -> Cost:
+        """All modules together."""
+        return sum(self.modules.values(), Cost())
+
+
+def sweep_path(family: str) -> Path:
+    """Where the package keeps the sweep of a family."""
+    return Path(__file__).with_name(f"area_{family}.json")
+
+
+def load_sweep(path: Path) -> tuple[Sample, ...]:
+    """Read what ``python -m nomul_sim.area_sweep`` wrote.
+
+    Raises
+    ------
+    AreaError
+        If there is no such file, or it is none.
+    """
+    try:
+        data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return tuple(Sample(ArrayConfig.from_dict(one["config"]), {
+            name: Cost(**cost) for name, cost in one["modules"].items()}) for one in data["results"])
+    except FileNotFoundError:
+        raise AreaError(f"{path}: no such sweep; python -m nomul_sim.area_sweep makes it") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise AreaError(f"{path}: not a sweep ({error})") from None
+
+
+# What modules are made of --------------------------------------------------------------------------------------------
+
+
+def _products(config: ArrayConfig) -> list[float]:
+    """What a product is made of, per product: itself, its shifter, selection, gate and further Booth digits."""
+    terms, bits = config.product.terms, config.act_bits
+    widest = bits + max(abs(base).bit_length() for base in config.product.bases) - 1
+    return [1, bits, widest * terms[0].shift_bits, widest * terms[0].select_bits, bits * (len(terms) - 1)]
+
+
+def _array(config: ArrayConfig) -> list[float]:
+    sums = sum(config.sum_bits(row) for row in range(config.rows)) * config.cols
+    bases = config.product.bases
+    passed = sum(config.act_bits + abs(base).bit_length() - 1 for base in bases)
+    multiples = config.depth * (len(bases) - bases.count(1)) * config.act_bits
+    return [*(part * config.macs_per_cycle for part in _products(config)), sums, multiples,
+            config.macs_per_cycle * config.product.control_bits, config.depth * config.cols * passed,
+            config.rows * config.depth * config.act_bits, config.cols**2 * config.column_sum_bits,
+            config.cols * config.lanes * config.product.control_bits, config.rows + config.cols]
+
+
+def _output(config: ArrayConfig) -> list[float]:
+    lanes, bits = config.requantize_lanes, config.requantize_bits
+    chunks = max(config.column_chunks, config.word_chunks)
+    return [lanes * bits, lanes * bits * config.gain_terms, lanes * (chunks - 1) * config.acc_bits,
+            lanes * config.act_bits, log2(config.memory.activations), 1]
+
+
+def _accumulator(config: ArrayConfig) -> list[float]:
+    bits = config.cols * config.acc_bits
+    return [bits, bits * bool(config.plane_shift), log2(config.memory.accumulators), 1]
+
+
+def _channel(config: ArrayConfig) -> list[float]:
+    return [config.depth * config.pool_bits, config.depth, 1]
+
+
+def _window(config: ArrayConfig) -> list[float]:
+    products = config.depth * WINDOW * WINDOW
+    bases = config.product.bases
+    return [*(part * products for part in _products(config)), config.depth * config.window_bits,
+            products * config.product.control_bits, config.depth * config.act_bits * len(bases), 1]
+
+
+def _other(config: ArrayConfig) -> list[float]:
+    return [config.act_word_bits, config.act_word_bits * bool(config.memory.lines), config.weight_word_bits,
+            config.depth, log2(config.memory.activations), log2(config.memory.layers), 1]
+
+
+#: By the name of an instance; all others are :func:`_other`.
+FEATURES: Mapping[str, Callable[[ArrayConfig], list[float]]] = {
+    "array": _array, "output": _output, "accumulator": _accumulator, "channel": _channel, "window_unit": _window}
+
+
+def _features(module: str, config: ArrayConfig) -> Float64Array:
+    return np.asarray(FEATURES.get(module, _other)(config), dtype=np.float64)
+
+
+def block_rams(config: ArrayConfig, family: str) -> int:
+    """Block RAMs of an accelerator: every memory in the shape that takes fewest; small ones take none."""
+    memory, word, parts = config.memory, config.act_word_bits, config.word_chunks
+    sizes = [*[(memory.activations, word // parts)] * (2 * parts), (memory.weights, config.weight_word_bits),
+             (memory.parameters, target_word_bits(config, Target.PARAMETER)),
+             (memory.accumulators, config.cols * config.acc_bits),
+             (memory.layers * DESCRIPTOR_WORDS, HOST_BITS),
+             *[(memory.lines, word)] * (4 * bool(memory.lines))]
+    return sum(min(-(-depth // words) * -(-width // bits) for words, bits in SHAPES[family])
+               for depth, width in sizes if depth * width > SMALL_MEMORY)
+
+
+# Fitting -------------------------------------------------------------------------------------------------------------
+
+
+def _nonnegative(matrix: Float64Array, wanted: Float64Array) -> Float64Array:
+    """Least squares without negative coefficients, by coordinates."""
+    scale = np.sqrt(np.square(matrix).sum(axis=0))
+    scale[scale == 0] = 1.0
+    scaled = matrix / scale
+    gram, cross = scaled.T @ scaled, scaled.T @ wanted
+    found = np.zeros(matrix.shape[1])
+    for _ in range(PASSES):
+        before = found.copy()
+        for at in range(len(found)):
+            if gram[at, at]:
+                found[at] = max(0.0, found[at] + (cross[at] - gram[at] @ found) / gram[at, at])
+        if np.abs(found - before).max() <= 1e-9 * max(1.0, np.abs(found).max()):
+            break
+    return np.asarray(found / scale)
+
+
+@dataclass(frozen=True)
+class Errors:
+    """How far predictions of a sweep's accelerators and arrays are off, each from the others; shares of the truth.
+
+    Parameters
+    ----------
+    mean, worst : mapping of str to float
+        Of the magnitudes, by ``"lut"`` and ``"ff"``.
+    """
+
+    mean: Mapping[str, float]
+    worst: Mapping[str, float]
+
+    def __str__(self) -> str:
+        return ", ".join(f"{name.upper()} {self.mean[name]:.1%} on average and {self.worst[name]:.1%} at worst"
+                         for name in FITTED)
+
+
+class Predictor:
+    """Predicts what accelerators take of a family's chips.
+
+    Parameters
+    ----------
+    family : str
+        One of :data:`nomul_hw.families.FAMILIES`.
+    samples : sequence of Sample
+        What was synthesized.
+    """
+
+    def __init__(self, family: str, samples: Sequence[Sample]) -> None:
+        self.family, self.samples = family, tuple(samples)
+        if not self.samples:
+            raise AreaError(f"{family}: the sweep is empty")
+        self._fits = {name: self._fit(name) for name in sorted({name for one in samples for name in one.modules})}
+
+    def _fit(self, module: str) -> dict[str, Float64Array]:
+        """Coefficients of a module, by kind of cell. Errors count as shares of whole accelerators."""
+        having = [one for one in self.samples if module in one.modules]
+        matrix = np.stack([_features(module, one.config) for one in having])
+        result = {}
+        for kind in FITTED:
+            weights = 1 / np.asarray([max(1, getattr(one.total, kind)) for one in having], dtype=np.float64)
+            wanted = np.asarray([getattr(one.modules[module], kind) for one in having], dtype=np.float64)
+            result[kind] = _nonnegative(matrix * weights[:, None], wanted * weights)
+        return result
+
+    def modules(self, config: ArrayConfig) -> dict[str, Cost]:
+        """Cost by module, without block RAMs; the window unit's where there is one."""
+        result = {}
+        for module, fits in self._fits.items():
+            if config.memory.lines or module not in ("window_unit", "padding_before"):
+                made = {kind: round(float(_features(module, config) @ found)) for kind, found in fits.items()}
+                result[module] = Cost(**made)
+        return result
+
+    def predict(self, config: ArrayConfig) -> Cost:
+        """Cost of an accelerator."""
+        return sum(self.modules(config).values(), Cost(bram=block_rams(config, self.family)))
+
+    @cached_property
+    def errors(self) -> Errors:
+        """How far off it is, by leaving out one accelerator of the sweep after the other."""
+        found: dict[str, list[float]] = {kind: [] for kind in FITTED}
+        for at, one in enumerate(self.samples):
+            others = Predictor(self.family, [*self.samples[:at], *self.samples[at + 1 :]]).modules(one.config)
+            for kind in FITTED:
+                truth = getattr(one.total, kind)
+                guess = sum(getattr(cost, kind) for name, cost in others.items() if name in one.modules)
+                found[kind].append(abs(guess - truth) / max(1, truth))
+        return Errors({kind: float(np.mean(values)) for kind, values in found.items()},
+                      {kind: max(values) for kind, values in found.items()})
+
+
+@cache
+def load_predictor(family: str) -> Predictor:
+    """The predictor of a family, from the sweep that the package has.
+
+    Raises
+    ------
+    AreaError
+        If there is no sweep of the family.
+    """
+    return Predictor(family, load_sweep(sweep_path(family)))

@@ -1,0 +1,156 @@
+"""What an accelerator is predicted to take, and the fastest array for a board."""
+
+from dataclasses import asdict, replace
+
+import numpy as np
+import pytest
+
+from nomul import area, fit
+from nomul.area import AreaError, Predictor, Sample, block_rams, load_predictor, load_sweep
+from nomul.estimate import estimate_network
+from nomul.fit import BOARDS, Board, FitError, config_toml, fit_board
+from nomul.inputs import load_shape
+from nomul.report import json_text
+from nomul.shapes import network_shape
+from nomul_hw.config import ArrayConfig, ConfigError, MemoryConfig, load_config, parse_config
+from nomul_hw.families import FAMILIES, Cost
+from nomul_hw.formats import FORMATS, WeightFormat
+from nomul_sim.area_sweep import ACCELERATORS, ARRAYS
+
+from .small import small_graph
+
+SHAPE = network_shape(small_graph())
+
+
+def made_up(config: ArrayConfig) -> Sample:
+    """Costs that a sum of things explains: 9 LUTs a product, 2 a bit of sums, 1 a bit of words."""
+    sums = sum(config.sum_bits(row) for row in range(config.rows)) * config.cols
+    return Sample(config, {
+        "array": Cost(lut=9 * config.macs_per_cycle + 2 * sums, ff=4 * config.macs_per_cycle),
+        "top": Cost(lut=config.act_word_bits + 100, ff=50),
+        **({"window_unit": Cost(lut=20 * 9 * config.depth)} if config.memory.lines else {})})
+
+
+SWEEP = [made_up(ArrayConfig(fmt, rows, cols, lanes, memory=MemoryConfig(lines=lines)))
+         for fmt in ("ternary", "exp4") for rows, lanes, cols, lines in
+         ((4, 1, 4, 0), (8, 1, 4, 0), (4, 2, 8, 16), (2, 4, 4, 0), (8, 2, 8, 16))]
+PREDICTOR = Predictor("ecp5", SWEEP)
+
+
+# Area ----------------------------------------------------------------------------------------------------------------
+
+
+def test_sums_are_found():
+    for config in (ArrayConfig("ternary", 16, 16), ArrayConfig("exp4", 8, 8, 4)):
+        truth = made_up(config).total
+        found = PREDICTOR.predict(config)
+        assert found.lut == pytest.approx(truth.lut, rel=0.02) and found.ff == pytest.approx(truth.ff, rel=0.02)
+    assert "window_unit" not in PREDICTOR.modules(ArrayConfig("ternary"))
+    assert PREDICTOR.modules(ArrayConfig("ternary", memory=MemoryConfig(lines=8)))["window_unit"].lut > 0
+    assert max(PREDICTOR.errors.worst.values()) < 0.1 and "LUT 0." in str(PREDICTOR.errors)
+
+
+def test_no_cost_is_negative():
+    rng = np.random.default_rng(0)
+    matrix, wanted = rng.random((12, 5)), rng.standard_normal(12)
+    found = area._nonnegative(matrix, wanted)
+    assert (found >= 0).all()
+    gradient = matrix.T @ (matrix @ found - wanted)  # nothing is to be gained where a cost may still move
+    assert gradient.min() > -1e-6 and gradient @ found == pytest.approx(0, abs=1e-6)
+
+
+def test_block_rams_follow_from_sizes():
+    memory = MemoryConfig(activations=1024, weights=2048, parameters=2, accumulators=512, layers=2)
+    config = ArrayConfig("ternary", memory=memory)
+    # Two banks of 1024 x 128, weights of 2048 x 32, accumulators of 512 x 384, and descriptors in LUTs.
+    assert block_rams(config, "ecp5") == 2 * 8 + 4 + 11
+    assert block_rams(config, "ice40") == 2 * 32 + 16 + 48
+    assert block_rams(replace(config, memory=replace(memory, lines=32)), "ecp5") == 2 * 8 + 4 + 11 + 4 * 4
+
+
+def test_a_sweep_is_read_as_it_was_written(tmp_path):
+    path = tmp_path / "sweep.json"
+    path.write_text(json_text({"family": "ecp5", "tool": "", "results": [
+        {"config": one.config.to_dict(), "modules": {name: asdict(cost) for name, cost in one.modules.items()}}
+        for one in SWEEP]}))
+    assert load_sweep(path) == tuple(SWEEP)
+    path.write_text("{}")
+    for wrong, message in ((path, "not a sweep"), (tmp_path / "none.json", "no such sweep; python -m nomul_sim")):
+        with pytest.raises(AreaError, match=message):
+            load_sweep(wrong)
+    with pytest.raises(AreaError, match="empty"):
+        Predictor("ecp5", [])
+
+
+@pytest.mark.parametrize("family", [name for name in FAMILIES if area.sweep_path(name).exists()])
+def test_stored_sweeps(family):
+    """All of the sweep is there, and predicted well enough to choose by."""
+    predictor = load_predictor(family)
+    assert [one.config for one in predictor.samples] == [*ARRAYS, *ACCELERATORS]
+    for one in predictor.samples:
+        for kind in ("lut", "ff"):
+            truth = getattr(one.total, kind)
+            found = sum(getattr(cost, kind) for name, cost in predictor.modules(one.config).items()
+                        if name in one.modules)
+            assert found == pytest.approx(truth, rel=0.2), (one.config.name, kind)
+        if len(one.modules) > 1:
+            assert block_rams(one.config, family) == pytest.approx(one.total.bram, abs=2, rel=0.1)
+
+
+# Fit -----------------------------------------------------------------------------------------------------------------
+
+SMALL = Board("small", "made up", "ecp5", 3_000, 3_000, 30)
+
+
+def test_the_fastest_that_fits():
+    told = []
+    result = fit_board(SHAPE, SMALL, "ternary", predictor=PREDICTOR, progress=told.append)
+    assert result.best.cycles == min(candidate.cycles for candidate in result.candidates) and told
+    for candidate in result.candidates:
+        assert candidate.cost == PREDICTOR.predict(candidate.config)
+        assert candidate.cost.lut <= 0.85 * SMALL.lut and candidate.cost.bram <= SMALL.bram
+        assert candidate.cycles == estimate_network(SHAPE, candidate.config).cycles
+    # None that fits is faster, of all shapes.
+    for rows in fit.ROWS:
+        for lanes in fit.LANES:
+            for cols in fit.COLS:
+                try:
+                    config = fit.fitted(SHAPE, ArrayConfig("ternary", rows, cols, lanes))
+                except ConfigError:
+                    continue
+                cost = PREDICTOR.predict(config)
+                if max(cost.lut, cost.ff) <= 0.85 * 3000 and cost.bram <= 30:
+                    assert estimate_network(SHAPE, config).cycles >= result.best.cycles
+    data = result.to_dict()
+    assert data["best"]["cycles"] == result.best.cycles and data["board"]["lut"] == 3000
+
+
+def test_a_larger_board_is_no_slower():
+    cycles = [fit_board(SHAPE, replace(SMALL, lut=luts, ff=luts), "exp4", predictor=PREDICTOR).best.cycles
+              for luts in (2_000, 4_000, 16_000)]
+    assert cycles == sorted(cycles, reverse=True) and cycles[0] > cycles[-1]
+
+
+def test_what_lacks_is_told():
+    with pytest.raises(FitError, match=r"on small \(made up: 100 LUTs, 30 block RAMs\); ternary_2x2 takes about"):
+        fit_board(SHAPE, replace(SMALL, lut=100), "ternary", predictor=PREDICTOR)
+    with pytest.raises(FitError, match=r"ternary_2x2 takes about .* flip-flops and \d+ block RAMs"):
+        fit_board(load_shape("resnet8"), replace(SMALL, bram=3), "ternary", predictor=PREDICTOR)
+    with pytest.raises(FitError, match="share must be"):
+        fit_board(SHAPE, SMALL, "ternary", share=1.5, predictor=PREDICTOR)
+    with pytest.raises(AreaError, match="no such sweep"):
+        load_predictor("abacus")
+
+
+def test_boards_are_of_known_families():
+    assert all(board.family in FAMILIES and name == board.name for name, board in BOARDS.items())
+
+
+@pytest.mark.parametrize("config", [
+    ArrayConfig("exp4", 2, 4, 8, memory=MemoryConfig(lines=32)), ArrayConfig("int8", 4, 4, pe="multiplier"),
+    ArrayConfig(WeightFormat("five", (-5, -1, 0, 1, 5)), 4, 4, plane_shift=0),
+    ArrayConfig(FORMATS["ternary"], weights="stream", requantize_lanes=2)], ids=lambda config: config.name)
+def test_configurations_are_written_as_they_are_read(config, tmp_path):
+    path = tmp_path / "array.toml"
+    path.write_text(config_toml(config))
+    assert load_config(path) == config and parse_config({"array": {"format": "ternary"}}) != config
