@@ -43,7 +43,8 @@ if TYPE_CHECKING:
 
 __all__ = ["attribution_table", "demo_table", "energy_table", "estimate_table", "fit_table", "generated_table",
            "json_text", "plain", "plot_attribution", "plot_demo", "print_json", "print_text", "program_memory",
-           "program_table", "quantize_table", "remark", "run_table", "search_table", "steps", "synthesis_table", "verification_table"]
+           "program_table", "quantize_table", "remark", "run_table", "search_table", "steps", "synthesis_table",
+           "verification_table"]
 
 #: Width of tables that do not go to a terminal: nothing is cut short.
 _FILE_WIDTH = 200

@@ -163,30 +163,10 @@ class MixedResult:
                 "sensitivity": {name: dict(row) for name, row in self.sensitivity.items()}}
 
 
-def search_formats(
-    network: "nn.Module | FloatGraph", calibration: "torch.Tensor | npt.ArrayLike",
-    formats: Sequence[WeightFormat | str], budget: Budget, *, config: QuantizeConfig | None = None,
-    array: ArrayConfig | None = None, fit: bool = True, luts: Mapping[str, int] | None = None,
-    inputs: "torch.Tensor | npt.ArrayLike | None" = None, labels: npt.ArrayLike | None = None,
-    progress: Callable[[str], None] | None = None,
-) -> MixedResult:
-    """Choose a format for every layer, within a budget: :func:`sweep_formats` with one.
-
-    Parameters
-    ----------
-    network : nn.Module or FloatGraph
-        The float network.
-    calibration : array or Tensor of real numbers, shape (N, C, H, W), (N, C, L) or (N, features)
-        Typical inputs, a few hundred as a rule.
-    formats : sequence of WeightFormat or str
-        What to choose from.
-    budget : Budget
-        What the network may cost.
-    config, array, fit, luts, inputs, labels, progress
-        As there.
-    """
-    return sweep_formats(network, calibration, formats, [budget], config=config, array=array, fit=fit, luts=luts,
-                         inputs=inputs, labels=labels, progress=progress)[0]
+def search_formats(network: "nn.Module | FloatGraph", calibration: "torch.Tensor | npt.ArrayLike",
+                   formats: Sequence[WeightFormat | str], budget: Budget, **options: Any) -> MixedResult:
+    """Choose a format for every layer, within a budget: :func:`sweep_formats` with one, and its other arguments."""
+    return sweep_formats(network, calibration, formats, [budget], **options)[0]
 
 
 def sweep_formats(
