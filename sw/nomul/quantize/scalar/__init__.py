@@ -2,15 +2,15 @@
 
 Every quantizer is a frozen dataclass with one method, ``fit(weights) -> Codebook``; weights are an array of any shape,
 or one of the densities :data:`GAUSSIAN` and :data:`LAPLACIAN`, for which everything is exact. They say how good a set
-of levels can be, and which one suits a layer. :func:`nearest_format` and :func:`steps` lead from there to what the
-machine has. Pure NumPy.
+of levels can be, and which one suits a layer. :func:`exact_format`, :func:`nearest_format` and :func:`steps` lead from
+there to what the machine has. Pure NumPy.
 """
 
 from typing import Protocol
 
 from .codebook import Codebook
 from .exponential import Exponential
-from .hardware import StepRule, nearest_format, steps
+from .hardware import StepRule, exact_format, nearest_format, steps
 from .levels import INQ, APoT, DeepShift, LevelSet, LogNet
 from .linear import Linear, UniformLaplacian, laplacian_bits, laplacian_sqnr, laplacian_support
 from .lloyd import LloydMax
@@ -20,7 +20,8 @@ from .ternary import Binary, Ternary, TernaryTGA, tga_scale, tga_slopes
 __all__ = [
     "GAUSSIAN", "INQ", "LAPLACIAN", "APoT", "Binary", "Codebook", "DeepShift", "Density", "Exponential", "LevelSet",
     "Linear", "LloydMax", "LogNet", "Quantizer", "Sample", "StepRule", "Ternary", "TernaryTGA", "UniformLaplacian",
-    "laplacian_bits", "laplacian_sqnr", "laplacian_support", "nearest_format", "steps", "tga_scale", "tga_slopes",
+    "exact_format", "laplacian_bits", "laplacian_sqnr", "laplacian_support", "nearest_format", "steps",
+    "tga_scale", "tga_slopes",
 ]
 
 

@@ -13,13 +13,16 @@ from .codebook import Codebook, best_scales
 from .linear import laplacian_support
 from .source import Sample
 
-__all__ = ["StepRule", "nearest_format", "steps"]
+__all__ = ["StepRule", "exact_format", "nearest_format", "steps"]
 
 Float64Array = npt.NDArray[np.float64]
 StepRule = Literal["correlation", "range", "mean", "laplacian"]
 
 #: Steps that are tried in an octave, octaves below the step that saturates nothing, and rounds of refinement.
 PER_OCTAVE, OCTAVES, ROUNDS = 10, 4, 3
+
+#: Largest integer that the smallest level of a codebook becomes.
+MAX_FACTOR = 64
 
 #: Weights that are looked at together: what fits a core's caches.
 CHUNK = 1 << 15
@@ -54,6 +57,35 @@ def nearest_format(codebook: Codebook, formats: Iterable[WeightFormat] | None = 
     # Of equals the one of fewer bits.
     return max(choice, key=lambda fmt: (
         round(float(best_scales(source, np.asarray(fmt.levels, dtype=np.float64)[None])[1][0]), 9), -fmt.bits))
+
+
+def exact_format(codebook: Codebook, name: str) -> WeightFormat:
+    """The levels of a codebook as a format of one's own, for a network's quantizer to use.
+
+    That is possible where all levels are integers times one number, as those of APoT, DeepShift, INQ, and LogNet at
+    base 2 are.
+
+    Parameters
+    ----------
+    codebook : Codebook
+    name : str
+        What to call the format: letters, digits and underscores.
+
+    Raises
+    ------
+    QuantizeError
+        If there are no such integers up to the largest level of a format, or they are not symmetric about 0.
+    """
+    levels = codebook.levels / np.abs(codebook.levels[codebook.levels != 0]).min()
+    for factor in range(1, MAX_FACTOR + 1):
+        integers = np.rint(levels * factor)
+        if np.allclose(levels * factor, integers, rtol=1e-9, atol=1e-6):
+            try:
+                return WeightFormat(name, tuple(map(int, integers)))
+            except ValueError as error:
+                raise QuantizeError(str(error)) from None
+    raise QuantizeError(f"Levels are no integers times one number; a format that comes near is "
+                        f"{nearest_format(codebook).name}")
 
 
 def steps(weights: npt.ArrayLike, fmt: WeightFormat, rule: StepRule = "correlation",
