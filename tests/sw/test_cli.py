@@ -347,6 +347,28 @@ def test_quantize_some_layers_to_other_formats():
     assert data["formats"] == {"0": "int4", "4": "int8"} and data["format"] == "ternary"
 
 
+def test_quantize_takes_what_the_library_takes():
+    from nomul.quantize import quantize_graph
+
+    names = {"method": "adaround", "steps": "correlation", "damping": 0.5, "activations": "percentile",
+             "percentile": 99.0, "equalization": 0.25, "act_bits": 7, "gain_terms": 3, "acc_bits": 22}
+    options = [text for name, value in names.items() for text in (f"--{name.replace('_', '-')}", str(value))]
+    document("quantize", "model.py:make", "--calibration", "x.npy", "--format", "pot3", "--no-bias-correction",
+             *options, "-o", "net.nomul")
+    graph = load_graph("net.nomul")
+    expected = quantize_graph(load_model("model.py:make"), np.load("x.npy"), format="pot3", bias_correction=False,
+                              **names)
+    assert graph.act_bits == 7 and graph.tensors == expected.tensors
+    for one, other in zip(graph.computing, expected.computing, strict=True):
+        assert (one.bias == other.bias).all() and (one.multiplier == other.multiplier).all()
+
+
+def test_quantize_changes_widths_of_a_configuration():
+    document("quantize", "model.py:make", "--calibration", "x.npy", "--config", "array.toml", "--act-bits", "6", "-o",
+             "net.nomul")
+    assert load_graph("net.nomul").act_bits == 6
+
+
 def test_quantize_by_format_name():
     document("quantize", "model.py:make", "--calibration", "x.npy", "--format", "exp4", "--method", "nearest",
              "-o", "n")
@@ -466,7 +488,19 @@ MISTAKES = {
                             "give either --format NAME or --config CONFIG.toml"),
     "quantize: unknown method": (
         lambda: ["quantize", "model.py:make", "--calibration", "x.npy", "--format", "int4", "--method", "worst", "-o",
-                 "out"], "Method must be one of nearest, gptq, best, not 'worst'"),
+                 "out"], "Method must be one of nearest, gptq, adaround, best, not 'worst'"),
+    "quantize: unknown steps": (
+        lambda: ["quantize", "model.py:make", "--calibration", "x.npy", "--format", "int4", "--steps", "small", "-o",
+                 "out"], "Steps must be one of error, correlation, range, mean, laplacian, not 'small'"),
+    "quantize: steps of another format": (
+        lambda: ["quantize", "model.py:make", "--calibration", "x.npy", "--format", "exp4", "--steps", "laplacian",
+                 "-o", "out"], "The Laplacian rule is for int2..int16, not exp4"),
+    "quantize: equalized too much": (
+        lambda: ["quantize", "model.py:make", "--calibration", "x.npy", "--format", "exp4", "--equalization", "2", "-o",
+                 "out"], "equalization must be a number in 0..1, not 2.0"),
+    "quantize: too wide": (
+        lambda: ["quantize", "model.py:make", "--calibration", "x.npy", "--format", "exp4", "--act-bits", "9", "-o",
+                 "out"], "act_bits must be an integer in 2..8, not 9"),
     "quantize: no layer of that name": (
         lambda: ["quantize", "model.py:make", "--calibration", "x.npy", "--format", "int4", "--format-of", "fc=int8",
                  "-o", "out"], "No layer with weights has a name like 'fc'"),

@@ -15,11 +15,20 @@ from nomul.quantize.activations import fit_exponent
 from nomul.quantize.fake_quant import FakeQuant
 from nomul.quantize.lattice import StepLattice
 from nomul.quantize.report import sqnr_db
+from nomul.quantize.rounding import LayerOutputs, fit_learned
+from nomul.quantize.scalar import INQ, APoT, DeepShift, LogNet, exact_format, laplacian_support
+from nomul.quantize.scalar import steps as scalar_steps
 from nomul.quantize.weights import _Levels, fit_compensated, fit_nearest
 from nomul_hw.arithmetic import Gain, gains_near
 from nomul_hw.config import ArrayConfig
 from nomul_hw.formats import FORMATS, WeightFormat, get_format
 from nomul_sim import golden
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Few steps of learned rounding: for what does not depend on how good it is."""
+    monkeypatch.setattr("nomul.quantize.rounding.STEPS", 40)
 
 
 def float_conv(rng, name, inputs, outputs, kernel, *, bias=0.3, groups=1, **options):
@@ -196,6 +205,46 @@ def test_inputs_that_never_vary():
     assert np.abs(values - weights)[:, :, :7].max() < 0.05  # left as they were
 
 
+def rounding_problem(fmt, *, high=np.inf):
+    """A layer with ReLU whose inputs are correlated: what compensation makes of it, and the layer's outputs."""
+    rng = np.random.default_rng(0)
+    mix = rng.standard_normal((24, 24)) / 3 + np.eye(24)
+    x = (mix @ rng.standard_normal((24, 4000)))[None]
+    weights, bias = rng.standard_normal((1, 10, 24)) / 8, rng.standard_normal((1, 10, 1)) - 1
+    lattice, lowest = StepLattice(2, 24, 1.0), np.zeros((1, 10), dtype=np.int64)
+    moment = x @ x.swapaxes(1, 2) / 4000
+    fit = fit_compensated(weights, moment, moment, get_format(fmt), lattice, lowest)
+    outputs = LayerOutputs(x.astype(np.float32), np.broadcast_to(bias, (1, 10, 4000)).astype(np.float32),
+                           np.clip(weights @ x + bias, 0, high).astype(np.float32), 0.0, high)
+    return fit, weights, outputs, get_format(fmt), lattice, lowest, np.full_like(lowest, len(lattice.steps) - 1)
+
+
+@pytest.mark.parametrize("fmt", ["ternary", "pot3", "pot4", "exp4"])
+def test_learned_rounding_knows_the_activation_function(fmt):
+    start, weights, outputs, form, lattice, *bounds = problem = rounding_problem(fmt, high=1.0)
+    learned = fit_learned(*problem)
+
+    def error(fit):
+        values = fit.levels * lattice.steps[fit.index][:, :, None]
+        made = np.clip(values @ outputs.inputs + outputs.base, 0, 1)
+        return np.square(made - outputs.wanted).mean(axis=2) + 0.1 * np.square(outputs.inputs).mean() * np.square(
+            values - weights).sum(axis=2)
+
+    assert (error(learned) <= error(start) * (1 + 1e-5)).all()
+    assert error(learned).sum() < 0.99 * error(start).sum()
+    # Levels of the format, and none further than the next one.
+    places = np.searchsorted(form.levels, learned.levels), np.searchsorted(form.levels, start.levels)
+    assert form.holds(learned.levels) and np.abs(places[0] - places[1]).max() == 1
+    assert (np.abs(learned.index - start.index) <= 1).all()
+    again = fit_learned(*problem)
+    assert (again.levels == learned.levels).all() and (again.index == learned.index).all()
+
+
+def test_learned_rounding_keeps_steps_that_are_given():
+    start, *rest = rounding_problem("pot3")
+    assert (fit_learned(start, *rest[:4], start.index, start.index).index == start.index).all()
+
+
 # Networks ------------------------------------------------------------------------------------------------------------
 
 
@@ -220,8 +269,8 @@ def test_network_of_every_format(fmt, method):
     assert (report.layers[0].zeros > 0) <= graph.format.zero
 
 
-@pytest.mark.parametrize("method", ["nearest", "gptq"])
-def test_deterministic(method):
+@pytest.mark.parametrize("method", ["nearest", "gptq", "adaround"])
+def test_deterministic(method, quick):
     network = float_graph()
     first, second = (quantize_graph(network, inputs_of(network), format="ternary", method=method) for _ in range(2))
     for a, b in zip(arrays(first), arrays(second), strict=True):
@@ -733,6 +782,79 @@ def test_channels_that_only_pass_are_exact(fmt, method):
     assert graph.nodes[0].format is (None if graph.format.zero else get_format("ternary"))
 
 
+# AdaRound, and steps by rule -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("make", [float_graph, separable_graph])
+@pytest.mark.parametrize(("fmt", "bias_correction"), [("binary", True), ("ternary", False), ("exp5", True)])
+def test_adaround_goes_on_from_gptq(make, fmt, bias_correction, quick):
+    network = make()
+    x = inputs_of(network)
+    graph, report = quantize_report(network, x, format=fmt, method="adaround", bias_correction=bias_correction)
+    check_exact(network, x, graph, report)
+    _, before = quantize_report(network, x, format=fmt, method="gptq", bias_correction=bias_correction)
+    assert report.layers[0].output_sqnr > before.layers[0].output_sqnr - 0.2
+    assert report.layers[-1].output_sqnr > before.layers[-1].output_sqnr - 1
+
+
+def steps_of(graph, name):
+    """The worth of level 1 of a layer's channels."""
+    node = next(node for node in graph.nodes if node.name == name)
+    octaves = graph.tensor(node.output).exponent - graph.tensor(node.input).exponent
+    return node.multiplier * 2.0 ** (octaves - node.shift)
+
+
+@pytest.mark.parametrize("method", ["nearest", "gptq", "adaround"])
+@pytest.mark.parametrize(("fmt", "rule"), [("int4", "range"), ("ternary", "mean"), ("exp4", "correlation"),
+                                           ("int6", "laplacian")])
+def test_steps_by_rule(fmt, rule, method, quick):
+    network = float_graph()
+    x = inputs_of(network)
+    graph, report = quantize_report(network, x, format=fmt, steps=rule, method=method)
+    check_exact(network, x, graph, report)
+    weights = network.layers[0].weights.reshape(12, -1)
+    wanted = scalar_steps(weights, get_format(fmt), rule)
+    assert np.abs(np.log2(steps_of(graph, "conv1") / wanted)).max() <= 0.21  # the next gain of two terms
+    assert report.layers[-1].output_sqnr > 4
+
+
+@pytest.mark.parametrize("bits", [9, 12, 16])
+def test_laplacian_rule_on_the_array(bits):
+    """Weights of 9 to 16 bits with the support for Laplacian ones run by planes; more bits are more exact."""
+    rng = np.random.default_rng(0)
+    conv = FloatConv("conv", (3, 3), weights=rng.laplace(size=(4, 6, 3, 3)) / 16, bias=np.zeros(4), low=0.0)
+    network = chain(conv, FloatConv("fc", (6, 6), weights=rng.laplace(size=(5, 4, 6, 6)) / 16, bias=np.zeros(5)),
+                    shape=(6, 8, 8))
+    x = inputs_of(network)
+    graph, report = quantize_report(network, x, format=f"int{bits}", steps="laplacian", method="nearest", acc_bits=32)
+    deviation = np.sqrt(np.square(conv.weights.reshape(4, -1)).mean(axis=1))
+    wanted = laplacian_support(bits) * deviation * 2.0 ** (1 - bits)
+    assert np.abs(np.log2(steps_of(graph, "conv") / wanted)).max() <= 0.21
+    assert report.layers[0].weight_sqnr > 30
+    check_exact(network, x, graph, report)
+    compile_graph(graph, ArrayConfig("ternary", rows=4, cols=4, acc_bits=32))
+
+
+def test_binary_with_powers_of_two():
+    """XNOR's scale, the mean magnitude, as the power of two that is nearest."""
+    network = float_graph()
+    graph = quantize_graph(network, inputs_of(network), format="binary", steps="mean", gain_terms=1)
+    scale = np.abs(network.layers[0].weights).mean(axis=(1, 2, 3))
+    assert steps_of(graph, "conv1") == pytest.approx(2.0 ** np.floor(np.log2(scale) + 0.5))
+
+
+@pytest.mark.parametrize("quantizer", [APoT(3), APoT(4), APoT(5), DeepShift(4), INQ(4), LogNet(4)], ids=repr)
+def test_published_levels_as_formats(quantizer):
+    network = float_graph()
+    x = inputs_of(network)
+    weights = network.layers[0].weights
+    fmt = exact_format("published", quantizer.fit(weights / np.abs(weights).max()))
+    graph, report = quantize_report(network, x, format=fmt)
+    check_exact(network, x, graph, report)
+    assert report.layers[-1].output_sqnr > 12
+    compile_graph(graph, ArrayConfig(fmt, rows=4, cols=4))
+
+
 # Accumulators --------------------------------------------------------------------------------------------------------
 
 
@@ -759,8 +881,8 @@ def test_narrow_accumulator_is_refused():
     quantize_graph(network, inputs_of(network), format="ternary", acc_bits=14)
 
 
-@pytest.mark.parametrize("method", ["nearest", "gptq"])
-def test_integers_have_coarser_steps_where_sums_would_not_fit(method):
+@pytest.mark.parametrize("method", ["nearest", "gptq", "adaround"])
+def test_integers_have_coarser_steps_where_sums_would_not_fit(method, quick):
     network = float_graph()
     x = inputs_of(network)
     wide, report = quantize_report(network, x, format="int8", method=method)
@@ -861,7 +983,8 @@ def test_few_samples():
     ({"format": "int4", "gain_terms": 4}, "Number of gain terms must be 1, 2 or 3, not 4"),
     ({"format": "int4", "act_bits": 9}, r"act_bits must be an integer in 2\.\.8, not 9"),
     ({"format": "int4", "acc_bits": 8.5}, r"acc_bits must be an integer in 12\.\.32, not 8.5"),
-    ({"format": "int4", "method": "worst"}, "Method must be one of nearest, gptq, best, not 'worst'"),
+    ({"format": "int4", "method": "worst"}, "Method must be one of nearest, gptq, adaround, best, not 'worst'"),
+    ({"format": "int4", "steps": "best"}, "Steps must be one of error, correlation, range, mean, laplacian, not 'best'"),
 ])
 def test_impossible_choices(choices, message):
     with pytest.raises(QuantizeError, match=message):
@@ -962,14 +1085,14 @@ def test_scales_of_activations_by_percentile_and_maximum():
     assert fit_exponent(np.zeros(5), QuantizeConfig("int4", activations="percentile"), signed=False) == 0
 
 
-def test_best_method_is_chosen_by_its_effect_on_other_inputs():
+def test_best_method_is_chosen_by_its_effect_on_other_inputs(quick):
     """With few inputs, error compensation follows their noise: the choice must not do worse than either by much."""
     network = float_graph(3)
     others = inputs_of(network, 64, seed=1)
     for samples in (12, 48):
         x = inputs_of(network, samples)
         graphs = {method: quantize_graph(network, x, format="pot4", method=method)
-                  for method in ("nearest", "gptq", "best")}
+                  for method in ("nearest", "gptq", "adaround", "best")}
         found = {method: sqnr_db(network.run(others), run(graph, others)) for method, graph in graphs.items()}
         assert found["best"] > max(found["nearest"], found["gptq"]) - 1, found
     again = [quantize_graph(network, x, format="pot4", method="best") for _ in range(2)]

@@ -11,11 +11,13 @@ from nomul.frontend import FloatConv
 from nomul_hw.arithmetic import gain_multipliers, max_gain_shift
 from nomul_hw.formats import WeightFormat, get_format
 
-__all__ = ["Calibration", "Method", "QuantizeConfig", "QuantizeError"]
+__all__ = ["Calibration", "Method", "QuantizeConfig", "QuantizeError", "Steps"]
 
-Method = Literal["nearest", "gptq", "best"]
+Method = Literal["nearest", "gptq", "adaround", "best"]
 
 Calibration = Literal["error", "percentile", "max"]
+
+Steps = Literal["error", "correlation", "range", "mean", "laplacian"]
 
 
 class QuantizeError(ValueError):
@@ -38,9 +40,15 @@ class QuantizeConfig:
         Width of the accumulators: no sum may need more, and gains shift no further than suits it.
     method : str
         ``"gptq"`` chooses the weights of an output channel together, each making up for the errors of those before
-        it; ``"nearest"`` rounds each weight on its own. ``"best"`` tries these and others for every layer, and keeps
-        what moves the network's output least on calibration inputs that the trial did not see; it takes several times
-        as long.
+        it; ``"nearest"`` rounds each weight on its own. ``"adaround"`` goes on from ``"gptq"``: it learns which of two
+        neighbouring levels each weight gets, with the activation function in view, and takes a few times as long; it
+        needs torch. ``"best"`` tries these and others for every layer, and keeps what moves the network's output least
+        on calibration inputs that the trial did not see; it takes as long as all of them.
+    steps : str
+        How the step of an output channel is chosen among those that the requantizer has. ``"error"``: with the levels,
+        by the least error of the layer's output. Else by one of the rules of :func:`nomul.quantize.scalar.steps`, which
+        look at the weights alone, snapped to the nearest: ``"correlation"``, ``"range"``, ``"mean"`` (XNOR's and
+        absmean's scale; a power of two with ``gain_terms=1``), ``"laplacian"`` (uniform formats).
     damping : float
         Share of the mean input power that ``"gptq"`` adds to every input. It keeps weights near their float values
         where calibration has little to say: more than the customary 0.01, since weights also follow the errors of
@@ -70,6 +78,7 @@ class QuantizeConfig:
     gain_terms: int = 2
     acc_bits: int = 24
     method: Method = "gptq"
+    steps: Steps = "error"
     damping: float = 0.1
     activations: Calibration = "error"
     percentile: float = 99.99
@@ -88,7 +97,8 @@ class QuantizeConfig:
             value = getattr(self, name)
             if not isinstance(value, int) or not low <= value <= high:
                 raise QuantizeError(f"{name} must be an integer in {low}..{high}, not {value!r}")
-        for name, choices in (("method", get_args(Method)), ("activations", get_args(Calibration))):
+        for name, choices in (("method", get_args(Method)), ("steps", get_args(Steps)),
+                              ("activations", get_args(Calibration))):
             if getattr(self, name) not in choices:
                 raise QuantizeError(f"{name.capitalize()} must be one of {', '.join(choices)}, "
                                     f"not {getattr(self, name)!r}")

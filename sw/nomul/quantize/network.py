@@ -36,6 +36,7 @@ from .config import QuantizeConfig, QuantizeError, passes_on
 from .equalize import equalize
 from .lattice import StepLattice
 from .report import LayerReport, QuantizeReport, correlation, level_use, sqnr_db
+from .scalar.hardware import steps as rule_steps
 from .scales import Scales, is_sum, mean_gain, plan_scales
 from .weights import Fit, fit_compensated, fit_nearest
 
@@ -54,6 +55,7 @@ TRIALS: dict[str, dict[str, Any]] = {
     "gptq": {"method": "gptq"},
     "gptq, damped": {"method": "gptq", "damping": 1.0},
     "nearest": {"method": "nearest"},
+    "adaround": {"method": "adaround"},
 }
 
 #: Of the calibration inputs one in so many is kept from the trials, to judge them.
@@ -64,6 +66,13 @@ CONSTANT = 2.0**-8
 
 #: Inputs per output channel beyond which the moments that ``"gptq"`` works with take gigabytes.
 MAX_INPUTS = 10_240
+
+#: Pixels that ``"adaround"`` looks at, fewer where that were more values than these.
+PIXELS, PIXEL_VALUES = 1 << 13, 1 << 25
+
+#: Inputs per output channel, those of a depthwise convolution, up to which ``"adaround"`` finds nothing that ``"gptq"``
+#: has not found.
+FEW_INPUTS = 16
 
 #: Share of the accumulators that sums may take before biases are corrected.
 SUMS_SHARE = 0.96
@@ -358,7 +367,10 @@ class _Quantizer:
         # A step so small that the bias alone would overflow is no choice, however small the weights.
         least = np.maximum(np.abs(layer.bias), np.abs(mean)) / source.unit / (self.limit / 4)
         lowest = np.minimum(np.searchsorted(lattice.steps, least), len(lattice.steps) - 1)
-        fit = self._fit_sums(layer, choice, source, fmt, lattice, lowest.reshape(layer.groups, -1))
+        lowest = lowest.reshape(layer.groups, -1)
+        fit = self._fit_sums(layer, choice, source, fmt, lattice, lowest)
+        if choice.method == "adaround" and not passes_on(layer) and layer.matrices.shape[2] > FEW_INPUTS:
+            fit = self._learned(layer, choice, fit, linear, source, skip, fmt, lattice, lowest)
         levels, index = fit.levels.reshape(weights.shape), fit.index.reshape(-1)
         multiplier, shift, steps = lattice.multipliers[index], lattice.shifts[index], lattice.steps[index]
         sums = self._sums(layer, levels, source)
@@ -399,10 +411,7 @@ class _Quantizer:
         Formats with a wide range lose a bit or two by that; others could lose most of their levels.
         """
         fit = self._fit(layer, choice, source, fmt, lattice, lowest)
-        steps = lattice.steps[fit.index]
-        offset = round_half_up(layer.bias.reshape(steps.shape) / (source.unit * steps)).astype(np.int64)
-        bound = sum_bounds(fit.levels, offset - source.tensor.zero_point * fit.levels.sum(axis=2), self.config.act_bits)
-        excess = bound / (self.limit * SUMS_SHARE)
+        steps, excess = lattice.steps[fit.index], self._bound(layer, fit, source, lattice) / (self.limit * SUMS_SHARE)
         if not 1 < excess.max() <= fmt.max_magnitude / MIN_MAGNITUDE:
             return fit
         coarser = np.minimum(np.searchsorted(lattice.steps, steps * excess), len(lattice.steps) - 1)
@@ -412,11 +421,15 @@ class _Quantizer:
              lattice: StepLattice, lowest: Int64Array) -> Fit:
         """Choose levels and steps, given what the integer network feeds the layer."""
         inputs = layer.matrices.shape[2]
+        highest = None
+        if choice.steps != "error" and not passes_on(layer):
+            rule = rule_steps(layer.weights.reshape(len(layer.weights), -1), fmt, choice.steps)
+            lowest = highest = np.maximum(lattice.nearest(rule.reshape(lowest.shape)), lowest)
         if choice.method == "nearest" or passes_on(layer):
             power = np.stack([tap.var(axis=(0, 2, 3)) for tap in taps(source.counts, layer)], axis=1)
-            return fit_nearest(layer.matrices, power.reshape(layer.groups, inputs), fmt, lattice, lowest)
+            return fit_nearest(layer.matrices, power.reshape(layer.groups, inputs), fmt, lattice, lowest, highest)
         if inputs > MAX_INPUTS:
-            raise QuantizeError(f'{layer.name}: method "gptq" takes at most {MAX_INPUTS} inputs per output channel, '
+            raise QuantizeError(f'{layer.name}: method "{choice.method}" takes at most {MAX_INPUTS} inputs per output channel, '
                                 f'not {inputs}; use method "nearest"')
         total, real_total, count = np.zeros((layer.groups, inputs, 1)), np.zeros((layer.groups, inputs, 1)), 0
         moment, cross = np.zeros((2, layer.groups, inputs, inputs))
@@ -431,7 +444,46 @@ class _Quantizer:
         cross = cross / count - real_total * total.swapaxes(1, 2) / count**2
         # Moments of few pixels and many inputs are mostly noise.
         damping = choice.damping * (1 + inputs / count)
-        return fit_compensated(layer.matrices, moment, cross, fmt, lattice, lowest, damping=damping)
+        return fit_compensated(layer.matrices, moment, cross, fmt, lattice, lowest, highest, damping=damping)
+
+    def _learned(self, layer: FloatConv, choice: QuantizeConfig, fit: Fit, linear: Float64Array, source: _Activations,
+                 skip: _Activations | None, fmt: WeightFormat, lattice: StepLattice, lowest: Int64Array) -> Fit:
+        """Learn the rounding of a layer, on a sample of its pixels, from what ``"gptq"`` made of it."""
+        from .rounding import BATCH, LayerOutputs, fit_learned
+
+        groups, inputs, total = layer.groups, layer.matrices.shape[2], linear[:, 0].size
+        chosen = np.zeros(total, dtype=bool)
+        most = max(BATCH, min(PIXELS, PIXEL_VALUES // (groups * inputs)))
+        chosen[np.random.default_rng(0).permutation(total)[:most]] = True
+
+        def pixels(values: Float64Array) -> Float64Array:
+            return values.transpose(1, 0, 2, 3).reshape(groups, -1, total)[:, :, chosen]
+
+        each = total // len(linear)
+        x = source.unit * np.concatenate([part[:, :, chosen[samples.start * each : samples.stop * each]]
+                                          for samples, part in patches(source.counts, layer)], axis=2)
+        wanted, base = pixels(linear), layer.bias
+        if self.config.bias_correction:
+            x -= x.mean(axis=2, keepdims=True)
+            base = linear.mean(axis=(0, 2, 3))
+        base = np.broadcast_to(base.reshape(groups, -1, 1), wanted.shape)
+        if skip is not None:
+            base, wanted = base + pixels(skip.counts) * skip.unit, wanted + pixels(skip.real)
+        outputs = LayerOutputs(x.astype(np.float32), base.astype(np.float32),
+                               np.clip(wanted, layer.low, layer.high).astype(np.float32), layer.low, layer.high)
+        highest = fit.index if choice.steps != "error" else np.full_like(fit.index, len(lattice.steps) - 1)
+        learned = fit_learned(fit, layer.matrices, outputs, fmt, lattice, np.minimum(lowest, highest), highest,
+                              damping=choice.damping * (1 + inputs / total))
+        # Sums that were made to fit the accumulators shall still do so.
+        worse = self._bound(layer, learned, source, lattice) > np.maximum(self._bound(layer, fit, source, lattice),
+                                                                          self.limit * SUMS_SHARE)
+        return Fit(np.where(worse[:, :, None], fit.levels, learned.levels), np.where(worse, fit.index, learned.index))
+
+    def _bound(self, layer: FloatConv, fit: Fit, source: _Activations, lattice: StepLattice) -> Int64Array:
+        """Bounds of a fit's sums, before biases are corrected, (groups, channels)."""
+        steps = lattice.steps[fit.index]
+        offset = round_half_up(layer.bias.reshape(steps.shape) / (source.unit * steps)).astype(np.int64)
+        return sum_bounds(fit.levels, offset - source.tensor.zero_point * fit.levels.sum(axis=2), self.config.act_bits)
 
     def _constant(self, count: int, inputs: int, fmt: WeightFormat, ends: tuple[int, int],
                   drop: int) -> tuple[Int64Array, int, int]:

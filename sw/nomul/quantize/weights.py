@@ -72,17 +72,21 @@ class _Levels:
         return self.table.take(halves.astype(np.intp), mode="clip")
 
 
-def _candidates(weights: Float64Array, fmt: WeightFormat, lattice: StepLattice, lowest: Int64Array) -> Int64Array:
-    """Indices of the steps worth trying for weights (channels, inputs), (candidates, channels); none below ``lowest``.
-    """
+def _candidates(weights: Float64Array, fmt: WeightFormat, lattice: StepLattice, lowest: Int64Array,
+                highest: Int64Array) -> Int64Array:
+    """Indices of the steps worth trying for weights (channels, inputs), within bounds: (candidates, channels)."""
     largest = lattice.nearest(np.abs(weights).max(axis=1) / fmt.max_magnitude)
     per_octave = len(set(lattice.multipliers.tolist()))
     offsets = np.arange(2, -REACH * per_octave - 1, -1)[:, None]
-    return np.clip(largest + offsets, lowest, len(lattice.steps) - 1)
+    return np.clip(largest + offsets, lowest, highest)
+
+
+def _highest(lattice: StepLattice, lowest: Int64Array, highest: Int64Array | None) -> Int64Array:
+    return np.full_like(lowest, len(lattice.steps) - 1) if highest is None else highest
 
 
 def fit_nearest(weights: Float64Array, importance: Float64Array, fmt: WeightFormat, lattice: StepLattice,
-                lowest: Int64Array) -> Fit:
+                lowest: Int64Array, highest: Int64Array | None = None) -> Fit:
     """Round every weight to the nearest level, with the step of least error.
 
     Parameters
@@ -92,17 +96,19 @@ def fit_nearest(weights: Float64Array, importance: Float64Array, fmt: WeightForm
         What squared errors count.
     fmt : WeightFormat
     lattice : StepLattice
-    lowest : int64 array, shape (groups, channels)
-        Index of every channel's smallest step.
+    lowest, highest : int64 arrays, shape (groups, channels)
+        Indices of every channel's smallest and largest step, the lattice's largest unless given; equal for a step that
+        is known.
     """
     grid, inputs = _Levels(fmt), weights.shape[2]
     rows, group = weights.reshape(-1, inputs), np.arange(lowest.size) // weights.shape[1]
     index, levels = lowest.reshape(-1).copy(), np.empty(rows.shape, dtype=np.int64)
+    most = _highest(lattice, lowest, highest).reshape(-1)
     for start in range(0, len(rows), max(1, CHUNK // inputs)):
         chunk = slice(start, start + max(1, CHUNK // inputs))
         part, counts = rows[chunk], importance[group[chunk]]
         best = np.full(len(part), np.inf)
-        for candidate in _candidates(part, fmt, lattice, index[chunk]):
+        for candidate in _candidates(part, fmt, lattice, index[chunk], most[chunk]):
             steps = lattice.steps[candidate][:, None]
             error = grid.nearest(part / steps)
             error *= steps
@@ -116,7 +122,8 @@ def fit_nearest(weights: Float64Array, importance: Float64Array, fmt: WeightForm
 
 
 def fit_compensated(weights: Float64Array, moment: Float64Array, cross: Float64Array, fmt: WeightFormat,
-                    lattice: StepLattice, lowest: Int64Array, *, damping: float = 0.1) -> Fit:
+                    lattice: StepLattice, lowest: Int64Array, highest: Int64Array | None = None, *,
+                    damping: float = 0.1) -> Fit:
     """Choose a channel's weights together, so that later ones make up for the errors of earlier ones.
 
     With ``x`` the inputs that the float network feeds the layer and ``y`` those that the integer network does, the aim
@@ -126,15 +133,17 @@ def fit_compensated(weights: Float64Array, moment: Float64Array, cross: Float64A
     know.
 
     Starts at :func:`fit_nearest`; then alternates the least-squares step, snapped to the lattice, with a choice of the
-    weights for it and for a few steps around it. Every channel keeps the best that it saw.
+    weights for it and for a few steps around it. Every channel keeps the best that it saw. Bounds of the steps
+    are as for :func:`fit_nearest`.
     """
+    highest = _highest(lattice, lowest, highest)
     power = damping * moment.diagonal(axis1=1, axis2=2).mean(axis=1)
     ridge = np.eye(moment.shape[1]) * np.where(power > 0, power, 1.0)[:, None, None]
     damped = moment + ridge
     # Channels are columns from here on: the inner loops go over inputs.
     columns = np.asarray(np.linalg.solve(damped, (cross + ridge).swapaxes(1, 2) @ weights.swapaxes(1, 2)), np.float64)
     importance = damped.diagonal(axis1=1, axis2=2)
-    start = fit_nearest(np.ascontiguousarray(columns.swapaxes(1, 2)), importance, fmt, lattice, lowest)
+    start = fit_nearest(np.ascontiguousarray(columns.swapaxes(1, 2)), importance, fmt, lattice, lowest, highest)
     # Strong inputs first, while there are many others to make up for their errors.
     order = np.argsort(-importance, axis=1, kind="stable")[:, :, None]
     damped = np.take_along_axis(np.take_along_axis(damped, order, 1), order.swapaxes(1, 2), 2)
@@ -147,14 +156,14 @@ def fit_compensated(weights: Float64Array, moment: Float64Array, cross: Float64A
         best_cost = np.full_like(cost, np.inf)
         best_levels, best_index = levels, index
         for factor in NEIGHBOURS:
-            tried = np.maximum(lattice.nearest(lattice.steps[wanted] * factor), lowest)
+            tried = np.clip(lattice.nearest(lattice.steps[wanted] * factor), lowest, highest)
             found = problem.compensate(lattice.steps[tried])
             found_cost = problem.cost(found, lattice.steps[tried])
             better = found_cost < best_cost
             best_cost = np.where(better, found_cost, best_cost)
             best_index, best_levels = np.where(better, tried, best_index), _where(better, found, best_levels)
         best_levels = problem.descend(best_levels, lattice.steps[best_index])
-        wanted = np.maximum(lattice.nearest(problem.best_steps(best_levels, lattice.steps[best_index])), lowest)
+        wanted = np.clip(lattice.nearest(problem.best_steps(best_levels, lattice.steps[best_index])), lowest, highest)
         for tried in (best_index, wanted):
             found_cost = problem.cost(best_levels, lattice.steps[tried])
             better = found_cost < cost

@@ -2,8 +2,8 @@
 
 Every quantizer is a frozen dataclass with one method, ``fit(weights) -> Codebook``; weights are an array of any shape,
 or one of the densities :data:`GAUSSIAN` and :data:`LAPLACIAN`, for which everything is exact. They say how good a set
-of levels can be, and which one suits a layer. :func:`nearest_format` and :func:`steps` lead from there to what the
-machine has. Pure NumPy.
+of levels can be, and which one suits a layer. :func:`exact_format`, :func:`nearest_format` and :func:`steps` lead from
+there to what the machine has. Pure NumPy.
 """
 
 from typing import Protocol
