@@ -94,7 +94,7 @@ class HostLink:
         What happened so far.
     """
 
-    def __init__(self, *, baud: int, latency: float = 0.1, attempts: int = 20, patience: float = 60.0,
+    def __init__(self, *, baud: int, latency: float = 0.1, attempts: int = 10, patience: float = 60.0,
                  frame_words: int = FRAME_WORDS):
         self.counts = WireCounts()
         self.latency, self.attempts, self.patience, self.frame_words = latency, attempts, patience, frame_words
@@ -188,8 +188,10 @@ class HostLink:
 
     @property
     def _deadline(self) -> float:
-        # Besides what is under way, the longest frame may have begun just before: all of its bytes escaped.
-        return max(self._heard, self._quiet_at) + self.latency + 8 * (self.frame_words + 8) * self._byte_s
+        # Besides what is under way, the longest frame may have begun just before, all of its bytes escaped. If that was
+        # not enough, the line is slower than it is said to be.
+        longest = 8 * (self.frame_words + 8) * self._byte_s
+        return max(self._heard, self._quiet_at) + longest + self.latency * (1 + self._lost)
 
     def _give_up_waiting(self, now: float) -> None:
         self._lost += 1
@@ -301,7 +303,8 @@ class SerialTransport:
     config : ArrayConfig
         The array that should be there; :class:`StreamDevice` asks whether it is.
     port : str or Port
-        Name of a serial port such as ``/dev/ttyUSB0``, opened with pyserial (the extra ``serial``), or one that is open.
+        Name of a serial port such as ``/dev/ttyUSB0``, which pyserial opens (the extra ``serial``); or one that is
+        open.
     baud : int
         Bits per second; must be the device's.
     latency, attempts, patience, frame_words
@@ -318,7 +321,7 @@ class SerialTransport:
     """
 
     def __init__(self, config: ArrayConfig, port: str | Port, *, baud: int = 3_000_000, latency: float = 0.1,
-                 attempts: int = 20, patience: float = 60.0, frame_words: int = FRAME_WORDS,
+                 attempts: int = 10, patience: float = 60.0, frame_words: int = FRAME_WORDS,
                  clock: Callable[[], float] = time.monotonic, session: int | None = None):
         self.config = config
         self._clock = clock
@@ -407,7 +410,7 @@ class SerialDevice(StreamDevice):
 
     transport: SerialTransport
 
-    def __init__(self, config: ArrayConfig, port: str | Port, baud: int = 3_000_000, **options: Any):
+    def __init__(self, config: ArrayConfig, port: str | Port, *, baud: int = 3_000_000, **options: Any):
         transport = SerialTransport(config, port, baud=baud, **options)
         try:
             super().__init__(transport)

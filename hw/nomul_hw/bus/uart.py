@@ -5,6 +5,8 @@ The clock need not be a multiple of the baud rate: every bit of a byte begins in
 belongs, and a receiver starts to count anew with every byte. So what is left of the error is half a cycle.
 """
 
+from itertools import pairwise
+
 from amaranth.hdl import Cat, Const, Module, Signal
 from amaranth.lib import stream, wiring
 from amaranth.lib.cdc import FFSynchronizer
@@ -29,7 +31,7 @@ def _check(clock: int, baud: int) -> None:
 
 def _less_one(m: Module, times: list[int], index):
     """Cycles, less 1, from one of a byte's events, given by its index, to the next: there are two kinds at most."""
-    lengths = [end - start for start, end in zip(times, times[1:], strict=False)]
+    lengths = [end - start for start, end in pairwise(times)]
     low = min(lengths)
     cycles = Signal(range(max(lengths)))
     longer = Const(sum(1 << at for at, length in enumerate(lengths) if length > low), len(lengths))
