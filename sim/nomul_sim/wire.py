@@ -1,12 +1,13 @@
 """The accelerator on its serial line, simulated: behind a pseudo-terminal, or in simulated time over a faulty line.
 
     python -m nomul_sim.wire --frames 100000 --seed 1
+    python -m nomul_sim.wire --network digits
     python -m nomul_sim.wire --network resnet8 --format exp4 --array 4x4x16
 
 The RTL is that of a board: UART, link and accelerator (:class:`nomul_hw.bus.serial.SerialTop`). The first command lets
 the driver write and read memories over a line that drops, doubles, flips, inserts and delays bytes, in simulated time,
-so that a seed always gives the same run. The second one runs a network of the zoo layer by layer over a pseudo-terminal
-that damages bytes, with pyserial, and compares every bit with the golden model and every cycle with the estimate.
+so that a seed always gives the same run. The others run a network layer by layer over a pseudo-terminal that damages
+bytes, with pyserial, and compare every bit with the golden model and every cycle with the estimate.
 """
 
 import argparse
@@ -18,6 +19,7 @@ import threading
 import time
 import tty
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Self
@@ -25,11 +27,14 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 
+from nomul import digits
 from nomul.compiler import CompileError, compile_graph
 from nomul.driver import DeviceError
+from nomul.graph import Graph
 from nomul.inputs import InputError, parse_shape
-from nomul.verify import verify
-from nomul.wire import FRAME_WORDS, SerialDevice, SerialTransport
+from nomul.quantize import quantize_graph
+from nomul.verify import Verification, verify
+from nomul.wire import FRAME_WORDS, SerialDevice, SerialTransport, WireCounts
 from nomul.zoo import MODELS, samples
 from nomul_hw.config import ArrayConfig, ConfigError, MemoryConfig
 from nomul_hw.contents import Contents
@@ -40,13 +45,17 @@ from .build import BuildError, Optimize, build_simulator
 from .line import FAULTS, FaultyLine, LineDevice, LinePort
 from .verilated import component_verilog
 
-__all__ = ["CYCLES_PER_BIT", "PseudoTerminal", "SerialModel", "check_frames", "main"]
+__all__ = ["BAUD", "CYCLES_PER_BIT", "DIGITS", "SMALL", "NetworkCheck", "PseudoTerminal", "SerialModel", "check_frames",
+           "check_network", "main"]
 
 #: Cycles per bit of the simulated line: the fewest that the UART takes, as every one has to be simulated.
 CYCLES_PER_BIT = 3
 
 #: Baud rate of the simulated line, in simulated time.
 BAUD = 3_000_000
+
+#: Name of the network that is trained, where the zoo's have seeded weights.
+DIGITS = "digits"
 
 _SHIM = Path(__file__).with_name("uart.cpp")
 _BYTES = np.ctypeslib.ndpointer(dtype=np.uint8, ndim=1, flags="C_CONTIGUOUS")
@@ -91,10 +100,10 @@ class SerialModel:
     def __init__(self, config: ArrayConfig, contents: Contents | None = None, *, depth: int = 1024,
                  frame_words: int = FRAME_WORDS, optimize: Optimize = "build"):
         def make() -> object:
-            from nomul_hw.bus.serial import SerialTop
+            from nomul_hw.accelerator import Accelerator
+            from nomul_hw.bus.serial import SerialBus
 
-            return SerialTop(config, contents, clock=CYCLES_PER_BIT * BAUD, baud=BAUD, depth=depth,
-                             frame_words=frame_words)
+            return SerialBus(CYCLES_PER_BIT * BAUD, BAUD, depth, frame_words).around(Accelerator(config, contents))
 
         verilog = component_verilog(make, "serial", config.hash, f"{CYCLES_PER_BIT} {depth} {frame_words}",
                                     contents=contents)
@@ -211,8 +220,8 @@ class PseudoTerminal:
 # The checks -------------------------------------------------------------------------------------------------------
 
 #: A machine with next to no array: what counts here is the link, and the memories behind it.
-_SMALL = ArrayConfig(get_format("ternary"), 1, 1, memory=MemoryConfig(activations=256, weights=2, parameters=2,
-                                                                      accumulators=2, layers=1))
+SMALL = ArrayConfig(get_format("ternary"), 1, 1, memory=MemoryConfig(activations=256, weights=2, parameters=2,
+                                                                     accumulators=2, layers=1))
 
 
 def check_frames(frames: int, *, seed: int = 0, rate: float = 3e-4) -> "tuple[int, SerialTransport, LinePort]":
@@ -241,13 +250,13 @@ def check_frames(frames: int, *, seed: int = 0, rate: float = 3e-4) -> "tuple[in
         If the driver reports a fault that it could not recover from.
     """
     rng = np.random.default_rng(seed)
-    device = SerialModel(_SMALL, depth=64, frame_words=16)
+    device = SerialModel(SMALL, depth=64, frame_words=16)
     latency = 1e-3
     port = LinePort(device, FaultyLine(rate, (seed, 0), 2 * latency), FaultyLine(rate, (seed, 1), 2 * latency),
                     timeout=latency / 2, step=latency / 10)
 
     def connect() -> SerialTransport:
-        made = SerialTransport(_SMALL, port, baud=BAUD, latency=latency, attempts=50, clock=port.clock,
+        made = SerialTransport(SMALL, port, baud=BAUD, latency=latency, attempts=50, clock=port.clock,
                                frame_words=int(rng.integers(1, 17)), session=int(rng.integers(1, 1 << 16)))
         if transport is not None:
             # One line, one count.
@@ -298,24 +307,70 @@ def _check_frames(options: argparse.Namespace) -> int:
     return int(wrong > 0)
 
 
+@dataclass(frozen=True)
+class NetworkCheck:
+    """A network over a pseudo-terminal.
+
+    Attributes
+    ----------
+    verification : Verification
+        What the comparison with golden model and estimate found.
+    counts : WireCounts
+        What went over the line.
+    faults : int
+        Bytes that the line damaged.
+    cycles : int
+        Simulated clock cycles, those of the line included.
+    """
+
+    verification: Verification
+    counts: WireCounts
+    faults: int
+    cycles: int
+
+
+def check_network(graph: Graph, config: ArrayConfig, codes: npt.NDArray[np.int8], *, seed: int = 0,
+                  rate: float = 0.0, optimize: Optimize = "build") -> NetworkCheck:
+    """Run a network whole and layer by layer over a pseudo-terminal, and compare every bit and every cycle.
+
+    Parameters
+    ----------
+    codes : int8 array, shape (batch, channels, height, width)
+        Inputs; the first one runs layer by layer, too.
+    rate : float
+        Probability of each of five kinds of fault, per byte.
+    """
+    program = compile_graph(graph, config)
+    model = SerialModel(config, optimize=optimize)
+    with PseudoTerminal(model, rate=rate, seed=seed) as terminal:
+        # A simulated line is much slower than a real one: an answer may be long under way.
+        device = SerialDevice(config, terminal.name, baud=115_200, latency=1.0)
+        with device.transport as transport:
+            verification = verify(program, codes, device)
+    faults = sum(sum(line.faults.values()) for line in (terminal.down, terminal.up))
+    return NetworkCheck(verification, transport.counts, faults, model.cycles)
+
+
 def _check_network(options: argparse.Namespace) -> int:
     from .networks import common_config, quantized
 
     rows, lanes, cols = parse_shape(options.array)
-    graph = quantized(options.network, options.format)
+    if options.network == DIGITS:
+        data = digits.load()
+        graph = quantize_graph(digits.train(), data.train_x[:256], format=options.format)
+        codes = graph.quantize_input(data.test_x[:4])
+    else:
+        graph = quantized(options.network, options.format)
+        codes = graph.quantize_input(samples(graph.tensor(graph.input).shape, 1, seed=options.seed).numpy())
     config = common_config([graph], ArrayConfig(options.format, rows, cols, lanes))
-    program = compile_graph(graph, config)
-    x = samples(graph.tensor(graph.input).shape, 1, seed=options.seed)
     started = time.perf_counter()
-    with PseudoTerminal(SerialModel(config, optimize="run"), rate=options.rate, seed=options.seed) as terminal:
-        device = SerialDevice(config, terminal.name, baud=115_200, latency=5.0)
-        with device.transport as transport:
-            result = verify(program, graph.quantize_input(x.numpy()), device, layers=True)
-    faults = sum(sum(line.faults.values()) for line in (terminal.down, terminal.up))
+    check = check_network(graph, config, codes, seed=options.seed, rate=options.rate, optimize="run")
+    result = check.verification
     verdict = "every bit and cycle equal" if result.ok else f"DIFFERS: {result.first or 'in its cycles'}"
-    print(f"{options.network} ({options.format}) on {config.name} over {terminal.name}: {len(result.layers)} layers, "
-          f"{result.cycles[0]:,} cycles, {verdict}; {faults} faults; {time.perf_counter() - started:.0f} s\n"
-          f"{transport.counts}")
+    print(f"{options.network} ({options.format}) on {config.name} over a pseudo-terminal: {len(codes)} samples whole, "
+          f"one as {len(result.layers)} layers, {result.cycles[0]:,} cycles, {verdict}; {check.faults} faults\n"
+          f"{check.counts}\n"
+          f"{check.cycles / 1e6:.1f} M cycles, {time.perf_counter() - started:.0f} s of simulation")
     return int(not result.ok)
 
 
@@ -326,8 +381,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=1, help="of data and faults (default: %(default)s)")
     parser.add_argument("--rate", type=float, default=3e-4,
                         help="probability of each of five kinds of fault, per byte (default: %(default)s)")
-    parser.add_argument("--network", choices=sorted(MODELS), metavar="NETWORK",
-                        help=f"run this over a pseudo-terminal instead: {', '.join(MODELS)}")
+    parser.add_argument("--network", choices=[DIGITS, *sorted(MODELS)], metavar="NETWORK",
+                        help=f"run this over a pseudo-terminal instead: {DIGITS}, {', '.join(MODELS)}")
     parser.add_argument("--format", default="exp4", help="weights of network and array (default: %(default)s)")
     parser.add_argument("--array", default="4x4x16", help="ROWSxCOLS or ROWSxLANESxCOLS (default: %(default)s)")
     options = parser.parse_args(arguments)

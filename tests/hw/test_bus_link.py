@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from nomul.wire import HostLink
+from nomul_hw.accelerator import Accelerator
 from nomul_hw.bus.frames import FLAG, LINK_VERSION, REPLY, REQUEST, decode_body, encode_frame
 from nomul_hw.bus.link import Deframer, Framer, Link
-from nomul_hw.bus.serial import SerialTop
+from nomul_hw.bus.serial import SerialBus
 from nomul_hw.config import ArrayConfig, ConfigError
 from nomul_hw.descriptor import HOST_BITS, pack, to_host_words
 from nomul_sim.line import FaultyLine
@@ -287,4 +288,4 @@ def test_mistakes(options, message):
 
 def test_weights_must_be_in_memory():
     with pytest.raises(ConfigError, match="cannot be streamed over a serial line"):
-        SerialTop(ArrayConfig("ternary", 1, 1, weights="stream"), clock=9_000_000, baud=3_000_000)
+        SerialBus(9_000_000, 3_000_000).around(Accelerator(ArrayConfig("ternary", 1, 1, weights="stream")))

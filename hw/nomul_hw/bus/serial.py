@@ -1,17 +1,55 @@
 # amaranth: UnusedElaboratable=no
-"""An accelerator on two wires: a host reaches it through a serial port, :class:`nomul.wire.SerialDevice`."""
+"""An accelerator on two wires: a host reaches it through a serial port (:mod:`nomul.wire`)."""
+
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar
 
 from amaranth.hdl import Module, ResetInserter, Signal
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
 from ..accelerator import Accelerator
-from ..config import ArrayConfig, ConfigError
-from ..contents import Contents
+from ..config import ConfigError
 from .link import Link
 from .uart import UARTReceiver, UARTTransmitter
 
-__all__ = ["SerialTop"]
+__all__ = ["SerialBus", "SerialTop"]
+
+
+@dataclass(frozen=True)
+class SerialBus:
+    """How an accelerator is reached: over a serial line.
+
+    Parameters
+    ----------
+    clock : int
+        Frequency of the clock in Hz.
+    baud : int
+        Bits per second on the line.
+    depth, frame_words : int
+        As for :class:`nomul_hw.bus.link.Link`.
+    """
+
+    name: ClassVar[str] = "serial"
+
+    clock: int
+    baud: int
+    depth: int = 1024
+    frame_words: int = 128
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for the manifest."""
+        return {"name": self.name, **asdict(self)}
+
+    def around(self, accelerator: Accelerator) -> "SerialTop":
+        """Put the line's logic around an accelerator.
+
+        Raises
+        ------
+        ConfigError
+            If the clock is too slow, the buffers' depth is no power of two, or the weights come from a stream.
+        """
+        return SerialTop(accelerator, self)
 
 
 class SerialTop(wiring.Component):
@@ -19,40 +57,33 @@ class SerialTop(wiring.Component):
 
     Parameters
     ----------
-    config : ArrayConfig
-        The array; its weights must be in memory.
-    contents : Contents, optional
-        A program to bake in.
-    clock : int
-        Frequency of the clock in Hz.
-    baud : int
-        Bits per second on the line.
-    depth, frame_words : int
-        As for :class:`Link`.
+    accelerator : Accelerator
+        With its weights in memory.
+    bus : SerialBus
+        Clock, baud rate and sizes.
 
     Members
     -------
     rx, tx : In(1), Out(1)
         The serial line, 8N1; 1 at rest. ``rx`` need not be in step with the clock.
     led : Out(1)
-        The line carries something, or did so in the last 20th of a second.
+        Bytes come or go, or did so in the last 20th of a second.
 
     Raises
     ------
     ConfigError
-        If the clock is too slow, the buffers' depth is no power of two, or the weights come from a stream.
+        As for :meth:`SerialBus.around`.
     """
 
-    def __init__(self, config: ArrayConfig, contents: Contents | None = None, *, clock: int, baud: int,
-                 depth: int = 1024, frame_words: int = 128):
-        if config.weights == "stream":
-            raise ConfigError(f"{config.name}: weights cannot be streamed over a serial line; set array.weights = "
-                              f"\"memory\"")
-        self.clock = clock
-        self.accelerator = Accelerator(config, contents)
-        self.link = Link(depth=depth, frame_words=frame_words)
-        self.receiver = UARTReceiver(clock, baud)
-        self.transmitter = UARTTransmitter(clock, baud)
+    def __init__(self, accelerator: Accelerator, bus: SerialBus):
+        if accelerator.config.weights == "stream":
+            raise ConfigError(f"{accelerator.config.name}: weights cannot be streamed over a serial line; set "
+                              f"array.weights = \"memory\"")
+        self.accelerator = accelerator
+        self.bus = bus
+        self.link = Link(depth=bus.depth, frame_words=bus.frame_words)
+        self.receiver = UARTReceiver(bus.clock, bus.baud)
+        self.transmitter = UARTTransmitter(bus.clock, bus.baud)
         super().__init__({"rx": In(1, init=1), "tx": Out(1, init=1), "led": Out(1)})
 
     def elaborate(self, platform):
@@ -72,10 +103,10 @@ class SerialTop(wiring.Component):
         wiring.connect(m, accelerator.o, link.i)
 
         # Bytes are too short to be seen.
-        glow = Signal(range(self.clock // 20 + 1))
+        glow = Signal(range(self.bus.clock // 20 + 1))
         m.d.comb += self.led.eq(glow != 0)
         with m.If(receiver.o.valid | link.tx.valid):
-            m.d.sync += glow.eq(self.clock // 20)
+            m.d.sync += glow.eq(self.bus.clock // 20)
         with m.Elif(self.led):
             m.d.sync += glow.eq(glow - 1)
         return m
