@@ -185,22 +185,24 @@ def build(verilog: str, top: str, recipe: Recipe) -> Path:
     return cached(recipe.kind, f"{key}{recipe.suffix}", make)
 
 
-def build_simulator(verilog: str, top: str, *, optimize: Optimize = "build") -> Path:
-    """Build the simulator library of a design with the accelerator's ports, or find it in the cache.
+def build_simulator(verilog: str, top: str, *, optimize: Optimize = "build", shim: Path = _SHIM) -> Path:
+    """Build the simulator library of a design, or find it in the cache.
 
     Parameters
     ----------
     verilog : str
         The design's text, self-contained.
     top : str
-        Name of its top module; the ports are those of :class:`nomul_hw.accelerator.Accelerator`.
+        Name of its top module.
     optimize : str
         ``"build"`` or ``"run"``: what to be quick at.
+    shim : Path
+        What drives its ports: those of :class:`nomul_hw.accelerator.Accelerator`, if not given.
 
     Returns
     -------
     Path
-        The shared library; :class:`nomul_sim.verilated.StreamModel` loads it.
+        The shared library; :class:`nomul_sim.verilated.StreamModel` loads it, if no other shim was given.
 
     Raises
     ------
@@ -214,4 +216,4 @@ def build_simulator(verilog: str, top: str, *, optimize: Optimize = "build") -> 
         # Compilers take more than linear time for long functions, and write no better code for them.
         verilator=("--x-assign", "fast", "--x-initial", "fast", "--noassert", "--output-split-cfuncs", "500"),
         compiler=("-fPIC", "-fvisibility=hidden", *unique), linker=("-shared",),
-        optimization=_MODEL_OPTIMIZATION[optimize], runtime=("verilated.cpp", "verilated_threads.cpp"), main=_SHIM))
+        optimization=_MODEL_OPTIMIZATION[optimize], runtime=("verilated.cpp", "verilated_threads.cpp"), main=shim))

