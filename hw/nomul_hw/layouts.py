@@ -8,10 +8,12 @@ from amaranth.lib import data
 from .config import ArrayConfig
 from .descriptor import DESCRIPTOR, Field, parameter_fields
 
-__all__ = ["address_bits", "descriptor_layout", "parameter_layout", "token_layout", "window_layout"]
+__all__ = ["address_bits", "descriptor_layout", "fields_layout",
+           "parameter_layout", "token_layout", "window_layout"]
 
 
-def _layout(fields: Iterable[Field]) -> data.StructLayout:
+def fields_layout(fields: Iterable[Field]) -> data.StructLayout:
+    """A word that is made of these fields."""
     return data.StructLayout({
         field.name: signed(field.bits) if field.signed else unsigned(field.bits) for field in fields
     })
@@ -19,12 +21,12 @@ def _layout(fields: Iterable[Field]) -> data.StructLayout:
 
 def descriptor_layout() -> data.StructLayout:
     """A layer descriptor."""
-    return _layout(DESCRIPTOR)
+    return fields_layout(DESCRIPTOR)
 
 
 def parameter_layout(config: ArrayConfig) -> data.StructLayout:
     """One channel's bias and gain."""
-    return _layout(parameter_fields(config))
+    return fields_layout(parameter_fields(config))
 
 
 def address_bits(depth: int) -> int:

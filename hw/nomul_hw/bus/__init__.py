@@ -1,0 +1,1 @@
+"""What connects an accelerator's host streams to the world outside of the chip."""
