@@ -1,3 +1,4 @@
+# amaranth: UnusedElaboratable=no
 """Accelerators on AXI: cocotb benches with cocotbext-axi's masters, sources, sinks and memory."""
 
 from dataclasses import replace
