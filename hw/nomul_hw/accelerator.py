@@ -21,7 +21,7 @@ from .array import SystolicArray
 from .channel import ChannelUnit
 from .config import ArrayConfig
 from .contents import Contents
-from .descriptor import HOST_BITS, LayerOp, Target
+from .descriptor import CAUSES, HOST_BITS, LayerOp, Target
 from .fetch import AddressGenerator, Padding
 from .host import HostPort
 from .layouts import token_layout
@@ -43,6 +43,8 @@ class Accelerator(wiring.Component):
         What to build.
     contents : Contents, optional
         A program to bake in: then the host writes the input, runs it and reads the output, and loads nothing.
+    monitor : bool
+        Whether to show what a bus around the accelerator reports of it.
 
     Members
     -------
@@ -51,18 +53,26 @@ class Accelerator(wiring.Component):
     weights : In(stream.Signature(cols * lanes * format.bits))
         If weights come from a stream: the words of one run after the other, each in the order of use.
     busy : Out(1)
-        If weights come from a stream: a run is under way. A source that offers the words of a run from its first cycle
-        on, and the next run's not before that begins, is what :mod:`nomul_hw.timing` counts.
+        If weights come from a stream, or with a monitor: a run is under way. A source that offers the words of a run
+        from its first cycle on, and the next run's not before that begins, is what :mod:`nomul_hw.timing` counts.
+    last, idle : Out(1)
+        With a monitor: the word that ``o`` offers ends an answer; no command is under way.
+    cause, cycles : In(3), Out(32)
+        With a monitor: the cycles of a cause in :data:`nomul_hw.descriptor.CAUSES`, of the latest run, or of this one
+        so far.
     """
 
-    def __init__(self, config: ArrayConfig, contents: Contents | None = None):
+    def __init__(self, config: ArrayConfig, contents: Contents | None = None, *, monitor: bool = False):
         self.config = config
         self.contents = contents
+        self.monitor = monitor
         super().__init__({
             "i": In(stream.Signature(HOST_BITS)),
             "o": Out(stream.Signature(HOST_BITS)),
-            **({"weights": In(stream.Signature(config.weight_word_bits)), "busy": Out(1)}
-               if config.weights == "stream" else {}),
+            **({"weights": In(stream.Signature(config.weight_word_bits))} if config.weights == "stream" else {}),
+            **({"busy": Out(1)} if config.weights == "stream" or monitor else {}),
+            **({"last": Out(1), "idle": Out(1), "cause": In(range(len(CAUSES))), "cycles": Out(HOST_BITS)}
+               if monitor else {}),
         })
 
     def elaborate(self, platform):
@@ -70,7 +80,7 @@ class Accelerator(wiring.Component):
         config = self.config
         tables, baked = (self.contents.tables, self.contents.identity) if self.contents else ({}, 0)
         m.submodules.host = host = HostPort(config, baked)
-        m.submodules.sequencer = sequencer = Sequencer(config, tables.get(Target.PROGRAM))
+        m.submodules.sequencer = sequencer = Sequencer(config, tables.get(Target.PROGRAM), monitor=self.monitor)
         m.submodules.generator = generator = AddressGenerator(config)
         m.submodules.padding = padding = Padding(config)
         m.submodules.loader = loader = WeightLoader(config)
@@ -87,6 +97,16 @@ class Accelerator(wiring.Component):
 
         wiring.connect(m, wiring.flipped(self.i), host.i)
         wiring.connect(m, host.o, wiring.flipped(self.o))
+
+        if config.weights == "stream" or self.monitor:
+            m.d.comb += self.busy.eq(sequencer.busy)
+        if self.monitor:
+            m.d.comb += [
+                self.last.eq(host.last),
+                self.idle.eq(host.idle),
+                sequencer.watched.eq(self.cause),
+                self.cycles.eq(sequencer.watched_cycles),
+            ]
 
         # Sequencer
         layer = sequencer.layer
@@ -124,7 +144,6 @@ class Accelerator(wiring.Component):
                 width=config.weight_word_bits, depth=config.memory.weights)
             wiring.connect(m, wiring.flipped(self.weights), weights.w_stream)
             wiring.connect(m, weights.r_stream, loader.words)
-            m.d.comb += self.busy.eq(sequencer.busy)
         else:
             m.submodules.weight_memory = weights = BlockRAM(
                 width=config.weight_word_bits, depth=config.memory.weights, table=tables.get(Target.WEIGHT))

@@ -55,6 +55,10 @@ class HostPort(wiring.Component):
         Number of layers.
     busy : In(1)
         A run is under way; it rises in the cycle after ``run``.
+    last : Out(1)
+        The word that is on offer is the last one of an answer.
+    idle : Out(1)
+        No command is under way.
     """
 
     def __init__(self, config: ArrayConfig, baked: int = 0):
@@ -77,6 +81,8 @@ class HostPort(wiring.Component):
             "run": Out(1),
             "count": Out(address_bits(deepest + 1)),
             "busy": In(1),
+            "last": Out(1),
+            "idle": Out(1),
         })
 
     def word(self, target: Target):
@@ -130,8 +136,8 @@ class HostPort(wiring.Component):
         ]
 
         # Host words of a write or a read, counted.
-        moved, last_word = Signal(), Signal()
-        m.d.comb += last_word.eq(last_part & (self.count == 1))
+        moved = Signal()
+        m.d.comb += self.last.eq(last_part & (self.count == 1))
         with m.If(moved):
             m.d.sync += part.eq(part + 1)
             with m.If(last_part):
@@ -141,7 +147,7 @@ class HostPort(wiring.Component):
 
         with m.FSM():
             with m.State("OPCODE"):
-                m.d.comb += self.i.ready.eq(~complete)
+                m.d.comb += [self.i.ready.eq(~complete), self.idle.eq(1)]
                 with m.If(self.i.valid & self.i.ready):
                     m.d.sync += [opcode.eq(self.i.payload[:8]), target.eq(self.i.payload[8:16])]
                     m.next = "ADDRESS"
@@ -168,7 +174,7 @@ class HostPort(wiring.Component):
                 with m.If(self.i.valid):
                     m.d.comb += moved.eq(1)
                     m.d.sync += [self.data.eq(Cat(self.data[HOST_BITS:], self.i.payload)), complete.eq(last_part)]
-                    with m.If(last_word):
+                    with m.If(self.last):
                         m.next = "OPCODE"
             with m.State("READ"):
                 m.d.comb += [self.read[0].eq(target == Target.ACTIVATION_0), self.read[1].eq(self.bank)]
@@ -177,7 +183,7 @@ class HostPort(wiring.Component):
                 m.d.comb += self.o.valid.eq(1)
                 with m.If(self.o.ready):
                     m.d.comb += [moved.eq(1), sent.eq(last_part)]
-                    with m.If(last_word):
+                    with m.If(self.last):
                         m.next = "OPCODE"
                     with m.Elif(last_part):
                         m.next = "READ"

@@ -27,6 +27,8 @@ class Sequencer(wiring.Component):
         Depth of program memory.
     table : Table, optional
         Contents of program memory, if they are baked in.
+    monitor : bool
+        Whether the counters can be read at any time, too.
 
     Members
     -------
@@ -51,11 +53,14 @@ class Sequencer(wiring.Component):
         Index of a cause in :data:`nomul_hw.descriptor.CAUSES`, while no run is under way.
     cycles : Out(32)
         The latest run's cycles of that cause.
+    watched, watched_cycles : In(3), Out(32)
+        With a monitor: the same at any time; during a run, its cycles so far.
     """
 
-    def __init__(self, config: ArrayConfig, table: Table | None = None):
+    def __init__(self, config: ArrayConfig, table: Table | None = None, *, monitor: bool = False):
         self.config = config
         self.table = table
+        self.monitor = monitor
         self.program_words = config.memory.layers * DESCRIPTOR_WORDS
         address = address_bits(self.program_words)
         super().__init__({
@@ -78,6 +83,7 @@ class Sequencer(wiring.Component):
             "done": In(1),
             "cause": In(range(len(CAUSES))),
             "cycles": Out(HOST_BITS),
+            **({"watched": In(range(len(CAUSES))), "watched_cycles": Out(HOST_BITS)} if monitor else {}),
         })
 
     def elaborate(self, platform):
@@ -171,3 +177,6 @@ class Sequencer(wiring.Component):
             write.addr.eq(Mux(clearing, cleared, cause)),
             write.data.eq(Mux(clearing, first, read.data + 1)),
         ]
+        if self.monitor:
+            watch = memory.read_port(domain="comb")
+            m.d.comb += [watch.addr.eq(self.watched), self.watched_cycles.eq(watch.data)]

@@ -1,0 +1,25 @@
+"""A whole network on an AXI top."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import cocotb
+import numpy as np
+
+from nomul.compiler import Program
+from nomul.files import load_program
+
+from ..random_nodes import Case
+from .axi import check
+from .bus import BENCH_INPUTS, BENCH_PROGRAM, start
+
+
+@cocotb.test()
+async def network(dut: Any) -> None:
+    """Some samples, with pauses on the buses."""
+    program = load_program(Path(os.environ[BENCH_PROGRAM]))
+    assert isinstance(program, Program)
+    host = await start(dut, 0.1, seed=8)
+    case = Case(program.graph, np.load(os.environ[BENCH_INPUTS]))
+    await check(host, await host.device(), case, program)

@@ -1,0 +1,111 @@
+# amaranth: UnusedElaboratable=no
+"""Accelerators on AXI: cocotb benches with cocotbext-axi's masters, sources, sinks and memory."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from amaranth.lib import wiring
+from amaranth.lib.wiring import Out
+
+from nomul import digits
+from nomul.compiler import compile_graph
+from nomul.files import save_program
+from nomul.graph import Conv, Graph
+from nomul.inputs import random_codes
+from nomul.quantize import quantize_graph
+from nomul_hw.bus.axi_master import AxiMasterTop
+from nomul_hw.bus.axi_stream import AxiStreamTop
+from nomul_hw.config import ArrayConfig, MemoryConfig
+from nomul_hw.formats import get_format
+from nomul_hw.verilog import to_verilog
+from nomul_sim.cocotb_benches.runner import Simulator, missing, run_bench
+from nomul_sim.networks import common_config, quantized
+
+MEMORY = MemoryConfig(activations=200, weights=300, parameters=60, accumulators=30, layers=20)
+KEPT = ArrayConfig("ternary", rows=4, cols=4, memory=MEMORY)
+STREAMED = replace(KEPT, weights="stream", memory=replace(MEMORY, weights=30))
+
+TOPS = {"axi-stream": AxiStreamTop, "axi": AxiMasterTop}
+
+
+class Traced(wiring.Component):
+    """A top that also shows when a run is under way, and when a weight word is on offer."""
+
+    def __init__(self, top: wiring.Component):
+        self.top = top
+        super().__init__({**top.signature.members, "trace_busy": Out(1), "trace_offers": Out(1)})
+        self.__dict__.update({name: getattr(top, name) for name in top.signature.members})
+
+    def elaborate(self, platform):
+        m = self.top.elaborate(platform)
+        accelerator = m.submodules.accelerator
+        m.d.comb += self.trace_busy.eq(accelerator.busy)
+        if self.top.config.weights == "stream":
+            m.d.comb += self.trace_offers.eq(accelerator.weights.valid)
+        return m
+
+
+@cache
+def verilog(top: str, config: ArrayConfig, **options: int) -> str:
+    return to_verilog(Traced(TOPS[top](config, **options)), "top")
+
+
+def bench(name: str, simulator: Simulator, top: str, config: ArrayConfig, folder: Path,
+          environment: Mapping[str, str] | None = None, **options: int) -> int:
+    if reason := missing(simulator):
+        pytest.skip(reason)
+    return run_bench(name, simulator, config, verilog(top, config, **options), "top", folder,
+                     {"NOMUL_BENCH_TOP": top, "PYTHONWARNINGS": "ignore::DeprecationWarning", **(environment or {})})
+
+
+@pytest.mark.parametrize("simulator", ["icarus", pytest.param("verilator", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("config", [KEPT, STREAMED], ids=["kept", "streamed"])
+@pytest.mark.parametrize("top", list(TOPS))
+def test_top(top: str, config: ArrayConfig, simulator: Simulator, tmp_path: Path) -> None:
+    """Small networks, registers, resets."""
+    assert bench("axi", simulator, top, config, tmp_path) == 4
+
+
+@pytest.mark.parametrize("simulator", ["icarus", pytest.param("verilator", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("data_bits, burst", [(64, 16), pytest.param(32, 1, marks=pytest.mark.slow),
+                                              pytest.param(128, 256, marks=pytest.mark.slow)])
+def test_memory(data_bits: int, burst: int, simulator: Simulator, tmp_path: Path) -> None:
+    """Bursts, errors, stops; a weight word takes three host words."""
+    config = replace(STREAMED, format=get_format("int4"), rows=2, cols=8, lanes=3,
+                     memory=replace(STREAMED.memory, activations=64))
+    assert bench("axi_memory", simulator, "axi", config, tmp_path, data_bits=data_bits, burst=burst) == 4
+
+
+def run_network(graph: Graph, config: ArrayConfig, top: str, folder: Path, samples: int) -> None:
+    """Run a graph on a top, with memories that hold it; the weights come through a buffer of four tiles."""
+    config = common_config([graph], config)
+    weights = sum(node.weights.size for node in graph.computing if isinstance(node, Conv))
+    assert weights > 4 * config.memory.weights * config.cols * config.lanes
+    save_program(compile_graph(graph, config), folder / "program")
+    np.save(folder / "inputs.npy", random_codes(graph, samples, 1))
+    assert bench("axi_network", "verilator", top, config, folder, {
+        "NOMUL_BENCH_PROGRAM": str(folder / "program"), "NOMUL_BENCH_INPUTS": str(folder / "inputs.npy")}) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("top", list(TOPS))
+def test_digits(top: str, tmp_path: Path) -> None:
+    """The network of the demonstration; its weights do not fit the memory that they stream through."""
+    config = ArrayConfig("exp4", rows=4, lanes=2, cols=8, weights="stream", memory=MemoryConfig(weights=16))
+    torch.manual_seed(0)
+    graph = quantize_graph(digits.build_model().eval(), digits.load().train_x[:32], format="exp4",
+                           method="nearest")
+    run_network(graph, config, top, tmp_path, 2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("top", list(TOPS))
+def test_resnet8(top: str, tmp_path: Path) -> None:
+    """78,000 weights from memory, or through a stream."""
+    config = ArrayConfig("exp4", rows=4, lanes=4, cols=16, weights="stream", memory=MemoryConfig(weights=16))
+    run_network(quantized("resnet8", "exp4"), config, top, tmp_path, 1)
