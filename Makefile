@@ -21,7 +21,7 @@ CONFIGS = $(wildcard examples/*.toml)
 help:
 	@echo "make demo      train, quantize, compile and verify a network on generated RTL, one row per weight format"
 	@echo "make test      linter, type checker and all tests"
-	@echo "make sweep     10,000 random layers, 300 random networks, ResNet-18 at 224x224 on the RTL"
+	@echo "make sweep     10,000 random layers, 300 random networks, ResNet-18 at 224x224, 100,000 frames on a serial line"
 	@echo "make verilog   Verilog of every examples/*.toml in build/verilog"
 	@echo "make bench     speed of the simulated accelerator on this machine"
 	@echo "make docs      rewrite the generated tables in docs/"

@@ -14,6 +14,7 @@ from nomul.bench.quantizers import ROWS, WEIGHTS, compare
 from nomul.estimate import estimate_network
 from nomul.quantize.scalar import GAUSSIAN, LAPLACIAN
 from nomul.scalesim import MODELS, estimate_by, load_topology
+from nomul_hw.bus.frames import REPLY, REQUEST
 from nomul_hw.config import ArrayConfig
 from nomul_hw.descriptor import COUNTERS, DESCRIPTOR, LayerOp, Opcode, Target, field_table, parameter_fields
 from nomul_hw.descriptor import target_word_bits as word_bits
@@ -86,6 +87,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "operations": lambda: _enum(LayerOp),
     "descriptor": lambda: field_table(DESCRIPTOR),
     "parameters": lambda: field_table(parameter_fields(EXAMPLE)),
+    "wire_request": lambda: field_table(REQUEST),
+    "wire_reply": lambda: field_table(REPLY),
     "models": _models,
     "quantizers": _quantizers,
     "counters": lambda: _table(("counter", "meaning"), [(f"`{name}`", text) for name, text in COUNTERS.items()]),

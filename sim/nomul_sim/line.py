@@ -29,6 +29,8 @@ class FaultyLine:
         Of the faults.
     longest_delay : float
         Seconds that a delay takes at most.
+    latency : float
+        Seconds that every byte is under way.
 
     Attributes
     ----------
@@ -39,6 +41,7 @@ class FaultyLine:
     rate: float = 0.0
     seed: int | Sequence[int] = 0
     longest_delay: float = 0.0
+    latency: float = 0.0
     faults: dict[str, int] = field(default_factory=lambda: dict.fromkeys(FAULTS, 0))
 
     def __post_init__(self) -> None:
@@ -74,7 +77,7 @@ class FaultyLine:
 
     def _hold(self, data: bytes, now: float) -> None:
         if data:
-            self._held.append((max(now, self._late_until), data))
+            self._held.append((max(now + self.latency, self._late_until), data))
 
     def receive(self, now: float) -> bytes:
         """Take what has arrived by now."""

@@ -38,7 +38,7 @@ from nomul.wire import FRAME_WORDS, SerialDevice, SerialTransport, WireCounts
 from nomul.zoo import MODELS, samples
 from nomul_hw.config import ArrayConfig, ConfigError, MemoryConfig
 from nomul_hw.contents import Contents
-from nomul_hw.descriptor import Opcode, Target
+from nomul_hw.descriptor import HOST_BITS, Opcode, Target, target_word_bits
 from nomul_hw.formats import get_format
 
 from .build import BuildError, Optimize, build_simulator
@@ -46,7 +46,7 @@ from .line import FAULTS, FaultyLine, LineDevice, LinePort
 from .verilated import component_verilog
 
 __all__ = ["BAUD", "CYCLES_PER_BIT", "DIGITS", "SMALL", "NetworkCheck", "PseudoTerminal", "SerialModel", "check_frames",
-           "check_network", "main"]
+           "check_network", "efficiency", "main"]
 
 #: Cycles per bit of the simulated line: the fewest that the UART takes, as every one has to be simulated.
 CYCLES_PER_BIT = 3
@@ -99,6 +99,8 @@ class SerialModel:
 
     def __init__(self, config: ArrayConfig, contents: Contents | None = None, *, depth: int = 1024,
                  frame_words: int = FRAME_WORDS, optimize: Optimize = "build"):
+        self.config = config
+
         def make() -> object:
             from nomul_hw.accelerator import Accelerator
             from nomul_hw.bus.serial import SerialBus
@@ -295,6 +297,38 @@ def _command(opcode: Opcode, target: Target, address: int, count: int) -> npt.ND
     return np.array([opcode | target << 8, address, count], dtype=np.uint32)
 
 
+def efficiency(model: SerialModel, latency: float, chunks: int = 32) -> tuple[float, float]:
+    """Share of the line's time that the bytes of host words take, without faults: for writes, and for reads.
+
+    Parameters
+    ----------
+    latency : float
+        Seconds from the host to the device and back: the USB converter's and the operating system's.
+    chunks : int
+        KiB to move each way.
+    """
+    port = LinePort(model, FaultyLine(latency=latency / 2), FaultyLine(latency=latency / 2), timeout=1e-3, step=1e-5)
+    link = SerialTransport(model.config, port, baud=BAUD, latency=latency + 0.1, clock=port.clock, session=1)
+    bank, words = Target.ACTIVATION_0, 256
+    size = -(-target_word_bits(model.config, bank) // HOST_BITS)
+    data = np.random.default_rng(0).integers(1 << 32, size=words, dtype=np.uint32)
+    write, read = (_command(opcode, bank, 0, words // size) for opcode in (Opcode.WRITE, Opcode.READ))
+    shares = []
+    for commands, replies in (([write, data], 0), ([read], words)):
+        started = model.seconds
+        link.transfer(np.concatenate(commands * chunks), replies * chunks)
+        shares.append(4 * words * chunks * 10 / BAUD / (model.seconds - started))
+    return shares[0], shares[1]
+
+
+def _print_efficiency() -> int:
+    model = SerialModel(SMALL)
+    print("latency  writes   reads")
+    for latency in (0, 1, 4, 16):
+        print(f"{latency:4} ms  {'  '.join(f'{share:6.1%}' for share in efficiency(model, latency / 1e3))}")
+    return 0
+
+
 def _check_frames(options: argparse.Namespace) -> int:
     started = time.perf_counter()
     wrong, transport, port = check_frames(options.frames, seed=options.seed, rate=options.rate)
@@ -383,10 +417,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
                         help="probability of each of five kinds of fault, per byte (default: %(default)s)")
     parser.add_argument("--network", choices=[DIGITS, *sorted(MODELS)], metavar="NETWORK",
                         help=f"run this over a pseudo-terminal instead: {DIGITS}, {', '.join(MODELS)}")
+    parser.add_argument("--efficiency", action="store_true",
+                        help="tell instead how much of the line's time carries words, at several latencies")
     parser.add_argument("--format", default="exp4", help="weights of network and array (default: %(default)s)")
     parser.add_argument("--array", default="4x4x16", help="ROWSxCOLS or ROWSxLANESxCOLS (default: %(default)s)")
     options = parser.parse_args(arguments)
     try:
+        if options.efficiency:
+            return _print_efficiency()
         return _check_network(options) if options.network else _check_frames(options)
     except DeviceError as error:
         print(f"reported: {error}", file=sys.stderr)

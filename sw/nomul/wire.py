@@ -251,10 +251,7 @@ class HostLink:
             self._accepted, self._limit = accepted, max(limit, self._limit)
             self._sent = max(self._sent, accepted)
         ahead = (reply["position"] - self._received + _POSITIONS // 2) % _POSITIONS - _POSITIONS // 2
-        gap = bool(reply["gap"])
-        if ahead > 0:
-            gap = gap or payload.size > 0
-        elif len(new := payload[-ahead:]):
+        if ahead <= 0 and len(new := payload[-ahead:]):
             if len(new) > len(self.replies) - self._got:
                 raise DeviceError(f"the device answers more than the {len(self.replies)} words that it was asked for")
             self.replies[self._got:self._got + len(new)] = new
@@ -262,7 +259,8 @@ class HostLink:
             self._received += len(new)
             self.counts.words_received += len(new)
             self._speak = True  # so that the device can forget them
-        if gap and reply["round"] == self._round and not self._begun:
+        # Frames keep their order: words in front of this one were lost. In a round that is over it means nothing.
+        if (reply["gap"] or ahead > 0) and reply["round"] == self._round and not self._begun:
             self._begin_round()
 
     def _progress(self) -> str:
@@ -327,7 +325,7 @@ class SerialTransport:
         self._clock = clock
         self._port = _open(port, baud, latency / 4) if isinstance(port, str) else port
         self._name = port if isinstance(port, str) else "the port"
-        self._failed: DeviceError | None = None
+        self._failure: str | None = None
         self._link = HostLink(baud=baud, latency=latency, attempts=attempts, patience=patience,
                               frame_words=frame_words)
         first = random.SystemRandom().randrange(1, 1 << 16) if session is None else session
@@ -363,14 +361,16 @@ class SerialTransport:
         DeviceError
             If the line or the device fails; every later transfer then fails too.
         """
-        if self._failed:
-            raise DeviceError(f"the link to {self._name} failed before: {self._failed}")
+        if self._failure:
+            raise DeviceError(f"the link to {self._name} failed before: {self._failure}")
+        self._failure = "a transfer was interrupted"
         self._link.begin(np.ascontiguousarray(words, dtype=np.uint32).reshape(-1), replies, self._clock())
         try:
             self._pump()
         except DeviceError as error:
-            self._failed = error
+            self._failure = str(error)
             raise
+        self._failure = None
         return self._link.replies
 
     def feed(self, words: Words) -> None:

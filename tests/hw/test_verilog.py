@@ -22,6 +22,7 @@ from amaranth.lib.wiring import In, Out
 from nomul_hw import lint, verilog
 from nomul_hw.accelerator import Accelerator
 from nomul_hw.array import SystolicArray
+from nomul_hw.bus.serial import SerialBus
 from nomul_hw.config import ArrayConfig, MemoryConfig
 from nomul_hw.contents import Contents
 from nomul_hw.verilog import GenerateError, YosysError, generate, merge_modules, to_netlist, to_rtlil, to_verilog
@@ -320,6 +321,19 @@ def test_generate_accelerator(tmp_path):
         ("o__payload", 32), ("o__ready", 1), ("o__valid", 1)]
     assert generated.lint.ok
     assert generated.verilog.read_text().count("\nmodule ") == generated.manifest["modules"]["distinct"]
+
+
+def test_generate_with_a_bus(tmp_path):
+    """What is put around the accelerator is part of the names, the manifest and the ports."""
+    config = ArrayConfig("ternary", rows=1, cols=1, memory=MemoryConfig(activations=4, weights=4, parameters=2,
+                                                                        accumulators=4, layers=1))
+    generated = generate(config, tmp_path, bus=SerialBus(clock=50_000_000, baud=3_000_000, depth=64, frame_words=16))
+    assert generated.verilog.name == "ternary_1x1_serial.v"
+    assert "module nomul_ternary_1x1_serial(" in generated.verilog.read_text()
+    assert [port["name"] for port in generated.manifest["ports"]] == ["clk", "rst", "led", "rx", "tx"]
+    assert generated.manifest["bus"] == {"name": "serial", "clock": 50_000_000, "baud": 3_000_000, "depth": 64,
+                                         "frame_words": 16}
+    assert generated.lint.ok, generated.lint.to_text()
 
 
 def test_generate_with_a_program(tmp_path):

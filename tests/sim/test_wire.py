@@ -1,5 +1,6 @@
 """The serial link's RTL at the far end of lines that damage what they carry, and of pseudo-terminals."""
 
+import json
 import os
 import time
 from contextlib import suppress
@@ -7,16 +8,20 @@ from contextlib import suppress
 import numpy as np
 import pytest
 import torch
+from typer.testing import CliRunner
 
 from nomul import digits
+from nomul.cli import app
+from nomul.compiler import compile_graph
 from nomul.driver import DeviceError
+from nomul.files import save_program
 from nomul.quantize import quantize_graph
 from nomul.wire import SerialDevice, SerialTransport
 from nomul_hw.config import ArrayConfig
 from nomul_hw.descriptor import Opcode, Target
 from nomul_sim.line import FAULTS, FaultyLine, LinePort
 from nomul_sim.networks import common_config
-from nomul_sim.wire import BAUD, SMALL, PseudoTerminal, SerialModel, check_frames, check_network, main
+from nomul_sim.wire import BAUD, SMALL, PseudoTerminal, SerialModel, check_frames, check_network, efficiency, main
 
 from ..link import ModelDevice, echo
 
@@ -54,19 +59,6 @@ def test_a_line_that_is_beyond_repair_is_reported(model):
         SerialTransport(SMALL, port, baud=BAUD, latency=1e-3, attempts=5, clock=port.clock)
 
 
-def test_bulk_writes_fill_the_line(model):
-    """At a latency of no time a frame's overhead is all that is lost, 21 of 85 bytes here."""
-    model = SerialModel(SMALL)
-    port = LinePort(model, FaultyLine(), FaultyLine(), timeout=1e-4, step=2e-5)
-    link = SerialTransport(SMALL, port, baud=BAUD, latency=1e-2, clock=port.clock)
-    start = model.seconds
-    for _ in range(8):
-        link.transfer(np.concatenate([words(Opcode.WRITE | Target.WEIGHT << 8, 0, 1 << 10),
-                                      np.full(1 << 10, 3, dtype=np.uint32)]), 0)
-    efficiency = 8 * 4 * (1 << 10) * 10 / BAUD / (model.seconds - start)
-    assert 0.85 < efficiency < 0.97
-
-
 # Pseudo-terminals -------------------------------------------------------------------------------------------------
 
 
@@ -77,13 +69,40 @@ def graph():
     return quantize_graph(digits.build_model(), data.train_x[:16], format="ternary", method="nearest")
 
 
+@pytest.fixture(scope="module")
+def config(graph):
+    return common_config([graph], ArrayConfig("ternary", 4, 4))
+
+
 def test_digits_layer_by_layer_over_a_pseudo_terminal(graph):
     """pyserial, a terminal that damages bytes, the RTL: results of the golden model, cycles of the estimate."""
     codes = graph.quantize_input(digits.load().test_x[:2])
-    config = common_config([graph], ArrayConfig("ternary", 4, 4))
     check = check_network(graph, config, codes, seed=1, rate=2e-5)
     assert check.verification.ok and len(check.verification.layers) == len(graph.computing)
     assert check.faults and check.counts.rounds
+
+
+def test_bulk_transfers_fill_the_line(config):
+    """The window covers a round trip of some milliseconds; what is lost are headers, flags, escapes, one round trip."""
+    writes, reads = efficiency(SerialModel(config), 0.001)
+    assert 0.85 < writes < 0.97 and 0.85 < reads < 0.97
+
+
+def test_the_command_line_on_a_board(graph, config, tmp_path):
+    """`run` and `verify` with a port give what they give without one."""
+    codes = graph.quantize_input(digits.load().test_x[:2])
+    np.save(tmp_path / "codes.npy", codes)
+    program = save_program(compile_graph(graph, config), tmp_path / "program")
+    with PseudoTerminal(SerialModel(config)) as terminal:
+        board = ["--port", terminal.name, "--baud", "115200", "--json"]
+        runs = [json.loads(CliRunner().invoke(app, ["run", *map(str, (program, tmp_path / "codes.npy")), *more]).stdout)
+                for more in (["--json"], board)]
+        done = CliRunner().invoke(app, ["verify", str(program), "--images", "1", *board])
+    assert runs[1]["device"] == terminal.name and runs[1]["largest"] == runs[0]["largest"]
+    assert runs[1]["wire"]["words_sent"] > 0
+    cycles = compile_graph(graph, config).estimate().cycles
+    assert [counters["total"] for counters in runs[1]["counters"]] == [cycles, cycles]
+    assert done.exit_code == 0 and json.loads(done.stdout)["ok"]
 
 
 @pytest.mark.sweep

@@ -481,6 +481,13 @@ MISTAKES = {
     "generate: nothing": (lambda: ["generate", "-o", "out"], "give either CONFIG.toml or --program PROGRAM"),
     "generate: both": (lambda: ["generate", "array.toml", "--program", "program", "-o", "out"],
                        "give either CONFIG.toml or --program PROGRAM"),
+    "generate: a serial line without a clock": (
+        lambda: ["generate", "array.toml", "--top", "serial", "-o", "out"], "--top serial and --clock FREQUENCY go"),
+    "generate: a clock without a serial line": (
+        lambda: ["generate", "array.toml", "--clock", "50MHz", "-o", "out"], "--top serial and --clock FREQUENCY go"),
+    "generate: too slow a clock": (
+        lambda: ["generate", "array.toml", "--top", "serial", "--clock", "8MHz", "-o", "out"],
+        "a clock of 8 MHz is too slow for 3000000 baud"),
     "quantize: unknown format": (
         lambda: ["quantize", "model.py:make", "--calibration", "x.npy", "--format", "int17", "-o", "out"],
         "Unknown weight format 'int17'; known: binary, ternary"),
@@ -580,6 +587,7 @@ MISTAKES = {
                            "y.npy: the network's input has the shape (batch, 2, 4, 4), the array (3, 3)"),
     "run: not an array": (lambda: ["run", "program", "array.toml"], "array.toml: not a NumPy array file"),
     "run: nowhere to write": (lambda: ["run", "program", "x.npy", "-o", "array.toml/y.npy"], "array.toml"),
+    "run: no board": (lambda: ["run", "program", "codes.npy", "--port", "/dev/no-such-port"], "/dev/no-such-port"),
     "verify: damaged": (lambda: ["verify", damaged("broken")], "broken/program.safetensors: ", "is corrupt"),
     "demo: unknown format": (lambda: ["demo", "--formats", "int17"], "Unknown weight format 'int17'"),
     "demo: nowhere to write": (lambda: ["demo", "-o", "x.npy/out"], "x.npy: is not a folder that can be written"),

@@ -129,6 +129,15 @@ def test_a_new_session_forgets_the_old_one():
     assert device.session == 65535
 
 
+def test_an_interrupted_transfer_is_not_gone_on_with(monkeypatch):
+    link = transport(ModelDevice())
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(link._port, "read", lambda size: (_ for _ in ()).throw(KeyboardInterrupt))
+        link.transfer(np.arange(9, dtype=np.uint32), 0)
+    with pytest.raises(DeviceError, match="a transfer was interrupted"):
+        link.transfer(np.arange(9, dtype=np.uint32), 0)
+
+
 # Failures --------------------------------------------------------------------------------------------------------
 
 
