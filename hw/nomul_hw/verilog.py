@@ -23,7 +23,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from amaranth.back import rtlil
 from amaranth.hdl import Cat, ClockSignal, Const, Fragment, Instance, Module
@@ -32,10 +32,11 @@ from amaranth.lib.memory import Memory
 
 from .config import ArrayConfig
 from .contents import Contents
+from .fusesoc import core_file
 from .lint import LintReport, lint_verilog
 
-__all__ = ["GenerateError", "Generated", "Netlist", "Port", "YosysError", "generate", "merge_modules", "to_netlist",
-           "to_rtlil", "to_verilog", "top_name"]
+__all__ = ["Bus", "GenerateError", "Generated", "Netlist", "Port", "YosysError", "generate", "merge_modules",
+           "to_netlist", "to_rtlil", "to_verilog"]
 
 #: What Yosys does between Amaranth's RTLIL and Verilog: nothing that a synthesizer would not do first, and all that
 #: makes the file short. Dead registers and wires of the array's edges go, repeated expressions become one, sums lose
@@ -334,11 +335,6 @@ class Generated:
     lint: LintReport | None
 
 
-def top_name(config: ArrayConfig) -> str:
-    """Name of the top module of a configuration's Verilog."""
-    return f"nomul_{config.name}"
-
-
 def _version(package: str) -> str:
     try:
         return metadata.version(package)
@@ -350,13 +346,35 @@ def _json(data: Mapping[str, Any]) -> str:
     return json.dumps(data, indent=2, sort_keys=True) + "\n"
 
 
+class Bus(Protocol):
+    """How an accelerator is reached, if not by its bare host streams: what is put around it (:mod:`nomul_hw.bus`)."""
+
+    @property
+    def name(self) -> str:
+        """Part of file's and module's names."""
+        ...
+
+    @property
+    def monitor(self) -> bool:
+        """Whether the accelerator needs a monitor for it."""
+        ...
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for the manifest."""
+        ...
+
+    def around(self, accelerator: Any) -> wiring.Component:
+        """The top module: an accelerator and what is put around it."""
+        ...
+
+
 def generate(config: ArrayConfig, directory: str | os.PathLike[str], *, contents: Contents | None = None,
-             lint: bool = True) -> Generated:
+             bus: Bus | None = None, lint: bool = True) -> Generated:
     """Write a configuration's Verilog, its manifest and what the linters say about it.
 
-    ``<config.name>.v``, ``manifest.json``, ``lint.json`` and ``lint.txt``; with a program that is baked in also the
-    files that the Verilog reads it from. A file is only touched if its content changes, and appears whole or not at
-    all.
+    ``<config.name>.v`` (with the bus's name behind, if there is one), a core file for FuseSoC, ``manifest.json``,
+    ``lint.json`` and ``lint.txt``; with a program that is baked in also the files that the Verilog reads it from. A
+    file is only touched if its content changes, and appears whole or not at all.
 
     Parameters
     ----------
@@ -366,6 +384,8 @@ def generate(config: ArrayConfig, directory: str | os.PathLike[str], *, contents
         Where to; made if it does not exist.
     contents : Contents, optional
         A program to bake in.
+    bus : Bus, optional
+        What to put around the accelerator; its name is part of the file's and the top module's.
     lint : bool
         Whether to run the linters; without them, a report about another Verilog file is removed.
 
@@ -373,19 +393,23 @@ def generate(config: ArrayConfig, directory: str | os.PathLike[str], *, contents
     ------
     GenerateError
         If the folder cannot be written.
+    ConfigError
+        If the bus and the configuration do not go together.
     YosysError
         If Yosys is missing or fails.
     """
     directory = Path(directory)
     _check_writable(directory)
-    top = top_name(config)
+    name = config.name + (f"_{bus.name}" if bus else "")
+    top = f"nomul_{name}"
     with _yosys() as run:
         from .accelerator import Accelerator  # after Yosys has started: importing takes time too
 
-        netlist = to_netlist(Accelerator(config, contents), top)
+        accelerator = Accelerator(config, contents, monitor=bus is not None and bus.monitor)
+        netlist = to_netlist(bus.around(accelerator) if bus else accelerator, top)
         verilog = _write_verilog(netlist, run)
     digest = hashlib.sha256(verilog.encode()).hexdigest()
-    file_name = f"{config.name}.v"
+    file_name = f"{name}.v"
     tables = {table.file: table.text for table in contents.tables.values()} if contents else {}
     manifest = {
         "config": config.to_dict(),
@@ -398,8 +422,12 @@ def generate(config: ArrayConfig, directory: str | os.PathLike[str], *, contents
         "top": top,
         "verilog": {"file": file_name, "sha256": digest},
         **({"baked": {"identity": contents.identity, "files": sorted(tables)}} if contents else {}),
+        **({"bus": bus.to_dict()} if bus else {}),
     }
-    files: dict[str, str | None] = {file_name: verilog, **tables}
+    core = core_file(name, top, file_name, sorted(tables), version=manifest["generator"]["nomul"],
+                     description=f"Accelerator for neural networks, {config.rows}x{config.lanes}x{config.cols} "
+                                 f"products, {config.format.name}")
+    files: dict[str, str | None] = {file_name: verilog, f"{name}.core": core, **tables}
     report = lint_verilog(verilog, file_name, top, tables) if lint else None
     if report is not None:
         files["lint.json"] = _json({"sha256": digest, **report.to_dict()})

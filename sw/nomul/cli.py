@@ -120,6 +120,15 @@ class DeviceName(StrEnum):
     verilator = "verilator"
 
 
+class TopName(StrEnum):
+    """How an accelerator that `nomul generate` writes is reached."""
+
+    streams = "streams"
+    axi_stream = "axi-stream"
+    axi = "axi"
+    wishbone = "wishbone"
+
+
 @app.command()
 @_explains_mistakes
 def demo(
@@ -178,17 +187,26 @@ def generate(
     program: Annotated[Path | None, typer.Option(
         metavar="PROGRAM", show_default=False,
         help="Instead of CONFIG.toml: build in what `nomul compile` wrote, for its array.")] = None,
+    top: Annotated[TopName, typer.Option(
+        help="How it is reached: by two streams of words; by AXI4-Streams; by an AXI4 master that reads commands and "
+             "weights from memory; by Wishbone.")] = TopName.streams,
+    data_bits: Annotated[int | None, typer.Option(metavar="64", show_default=False,
+                                                  help="Width of memory, for --top axi.")] = None,
+    burst: Annotated[int | None, typer.Option(metavar="16", show_default=False,
+                                              help="Beats of a burst at most, for --top axi.")] = None,
     no_lint: Annotated[bool, typer.Option("--no-lint", help="Do not let Verilator, Icarus and Yosys read it.")] = False,
     as_json: Json = False,
 ) -> None:
     """Write an accelerator's Verilog: one self-contained file, a manifest and a lint report.
 
     With a program built in, nobody has to load one: the host writes an input, runs it and reads the output. The words
-    of its memories stand in files beside the Verilog. Exit code 1 if a linter does not accept the file.
+    of its memories stand in files beside the Verilog. Exit code 1 if a linter does not accept the file. A core file
+    tells FuseSoC what there is.
 
     \b
     Examples:
       nomul generate examples/ternary_16x16.toml -o build/ternary
+      nomul generate examples/ternary_16x16.toml --top axi --data-bits 128 -o build/axi
       nomul generate --program net-16x16.nomul -o build/net
     """
     from nomul_hw.config import load_config
@@ -199,6 +217,7 @@ def generate(
 
     if (config is None) == (program is None):
         raise InputError("give either CONFIG.toml or --program PROGRAM")
+    bus = _bus(top, {"data_bits": data_bits, "burst": burst})
     contents = None
     if program is not None:
         from .files import load_program
@@ -212,7 +231,7 @@ def generate(
     elif config is not None:
         array = load_config(config)
     with steps(f"generate {array.name}"):
-        made = generate(array, output, contents=contents, lint=not no_lint)
+        made = generate(array, output, contents=contents, bus=bus, lint=not no_lint)
     _print({
         "name": array.name,
         "verilog": made.verilog,
@@ -222,10 +241,25 @@ def generate(
         "modules": made.manifest["modules"],
         "ports": made.manifest["ports"],
         "baked": made.manifest.get("baked"),
+        "bus": made.manifest.get("bus"),
         "lint": made.lint.to_dict() if made.lint else None,
     }, as_json, lambda: generated_table(made))
     if made.lint and any(result.status == "failed" for result in made.lint.results):
         raise typer.Exit(1)
+
+
+def _bus(top: TopName, given: Mapping[str, int | None]) -> Any:
+    """What is put around an accelerator, if anything."""
+    from nomul_hw.bus.tops import AxiBus, AxiStreamBus, WishboneBus
+
+    from .inputs import InputError
+
+    choices = {name: value for name, value in given.items() if value is not None}
+    if top is TopName.axi:
+        return AxiBus(**choices)
+    if choices:
+        raise InputError("--data-bits and --burst go with --top axi")
+    return {TopName.streams: None, TopName.axi_stream: AxiStreamBus(), TopName.wishbone: WishboneBus()}[top]
 
 
 class FamilyName(StrEnum):

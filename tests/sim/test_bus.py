@@ -18,8 +18,8 @@ from nomul.files import save_program
 from nomul.graph import Conv, Graph
 from nomul.inputs import random_codes
 from nomul.quantize import quantize_graph
-from nomul_hw.bus.axi_master import AxiMasterTop
-from nomul_hw.bus.axi_stream import AxiStreamTop
+from nomul_hw.accelerator import Accelerator
+from nomul_hw.bus.tops import AxiBus, AxiStreamBus, WishboneBus
 from nomul_hw.config import ArrayConfig, MemoryConfig
 from nomul_hw.formats import get_format
 from nomul_hw.verilog import to_verilog
@@ -30,7 +30,8 @@ MEMORY = MemoryConfig(activations=200, weights=300, parameters=60, accumulators=
 KEPT = ArrayConfig("ternary", rows=4, cols=4, memory=MEMORY)
 STREAMED = replace(KEPT, weights="stream", memory=replace(MEMORY, weights=30))
 
-TOPS = {"axi-stream": AxiStreamTop, "axi": AxiMasterTop}
+TOPS = {bus.name: bus for bus in (AxiStreamBus, AxiBus, WishboneBus)}
+AXI = (AxiStreamBus.name, AxiBus.name)
 
 
 class Traced(wiring.Component):
@@ -43,16 +44,16 @@ class Traced(wiring.Component):
 
     def elaborate(self, platform):
         m = self.top.elaborate(platform)
-        accelerator = m.submodules.accelerator
+        accelerator = self.top.accelerator
         m.d.comb += self.trace_busy.eq(accelerator.busy)
-        if self.top.config.weights == "stream":
+        if accelerator.config.weights == "stream":
             m.d.comb += self.trace_offers.eq(accelerator.weights.valid)
         return m
 
 
 @cache
 def verilog(top: str, config: ArrayConfig, **options: int) -> str:
-    return to_verilog(Traced(TOPS[top](config, **options)), "top")
+    return to_verilog(Traced(TOPS[top](**options).around(Accelerator(config, monitor=True))), "top")
 
 
 def bench(name: str, simulator: Simulator, top: str, config: ArrayConfig, folder: Path,
@@ -65,7 +66,7 @@ def bench(name: str, simulator: Simulator, top: str, config: ArrayConfig, folder
 
 @pytest.mark.parametrize("simulator", ["icarus", pytest.param("verilator", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("config", [KEPT, STREAMED], ids=["kept", "streamed"])
-@pytest.mark.parametrize("top", list(TOPS))
+@pytest.mark.parametrize("top", AXI)
 def test_top(top: str, config: ArrayConfig, simulator: Simulator, tmp_path: Path) -> None:
     """Small networks, registers, resets."""
     assert bench("axi", simulator, top, config, tmp_path) == 4
@@ -81,6 +82,12 @@ def test_memory(data_bits: int, burst: int, simulator: Simulator, tmp_path: Path
     assert bench("axi_memory", simulator, "axi", config, tmp_path, data_bits=data_bits, burst=burst) == 4
 
 
+@pytest.mark.parametrize("simulator", ["icarus", pytest.param("verilator", marks=pytest.mark.slow)])
+def test_wishbone(simulator: Simulator, tmp_path: Path) -> None:
+    """A network over registers, refused accesses, a reset."""
+    assert bench("wishbone", simulator, "wishbone", KEPT, tmp_path) == 3
+
+
 def run_network(graph: Graph, config: ArrayConfig, top: str, folder: Path, samples: int) -> None:
     """Run a graph on a top, with memories that hold it; the weights come through a buffer of four tiles."""
     config = common_config([graph], config)
@@ -93,7 +100,7 @@ def run_network(graph: Graph, config: ArrayConfig, top: str, folder: Path, sampl
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("top", list(TOPS))
+@pytest.mark.parametrize("top", AXI)
 def test_digits(top: str, tmp_path: Path) -> None:
     """The network of the demonstration; its weights do not fit the memory that they stream through."""
     config = ArrayConfig("exp4", rows=4, lanes=2, cols=8, weights="stream", memory=MemoryConfig(weights=16))
@@ -104,7 +111,7 @@ def test_digits(top: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("top", list(TOPS))
+@pytest.mark.parametrize("top", AXI)
 def test_resnet8(top: str, tmp_path: Path) -> None:
     """78,000 weights from memory, or through a stream."""
     config = ArrayConfig("exp4", rows=4, lanes=4, cols=16, weights="stream", memory=MemoryConfig(weights=16))
