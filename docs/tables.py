@@ -14,6 +14,7 @@ from nomul.bench.quantizers import ROWS, WEIGHTS, compare
 from nomul.estimate import estimate_network
 from nomul.quantize.scalar import GAUSSIAN, LAPLACIAN
 from nomul.scalesim import MODELS, estimate_by, load_topology
+from nomul_hw.bus.registers import REGISTER_MAPS
 from nomul_hw.config import ArrayConfig
 from nomul_hw.descriptor import COUNTERS, DESCRIPTOR, LayerOp, Opcode, Target, field_table, parameter_fields
 from nomul_hw.descriptor import target_word_bits as word_bits
@@ -88,6 +89,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "parameters": lambda: field_table(parameter_fields(EXAMPLE)),
     "models": _models,
     "quantizers": _quantizers,
+    **{f"registers_{top}": registers.table for top, registers in REGISTER_MAPS.items()},
     "counters": lambda: _table(("counter", "meaning"), [(f"`{name}`", text) for name, text in COUNTERS.items()]),
 }
 
