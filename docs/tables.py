@@ -15,6 +15,7 @@ from nomul.estimate import estimate_network
 from nomul.quantize.scalar import GAUSSIAN, LAPLACIAN
 from nomul.scalesim import MODELS, estimate_by, load_topology
 from nomul_hw.bus.frames import REPLY, REQUEST
+from nomul_hw.bus.registers import REGISTER_MAPS
 from nomul_hw.config import ArrayConfig
 from nomul_hw.descriptor import COUNTERS, DESCRIPTOR, LayerOp, Opcode, Target, field_table, parameter_fields
 from nomul_hw.descriptor import target_word_bits as word_bits
@@ -91,6 +92,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "wire_reply": lambda: field_table(REPLY),
     "models": _models,
     "quantizers": _quantizers,
+    **{f"registers_{top}": registers.table for top, registers in REGISTER_MAPS.items()},
     "counters": lambda: _table(("counter", "meaning"), [(f"`{name}`", text) for name, text in COUNTERS.items()]),
 }
 

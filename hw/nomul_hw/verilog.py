@@ -32,6 +32,7 @@ from amaranth.lib.memory import Memory
 
 from .config import ArrayConfig
 from .contents import Contents
+from .fusesoc import core_file
 from .lint import LintReport, lint_verilog
 
 __all__ = ["Bus", "GenerateError", "Generated", "Netlist", "Port", "YosysError", "generate", "merge_modules",
@@ -353,6 +354,11 @@ class Bus(Protocol):
         """Part of file's and module's names."""
         ...
 
+    @property
+    def monitor(self) -> bool:
+        """Whether the accelerator needs a monitor for it."""
+        ...
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data for the manifest."""
         ...
@@ -366,9 +372,9 @@ def generate(config: ArrayConfig, directory: str | os.PathLike[str], *, contents
              bus: Bus | None = None, lint: bool = True) -> Generated:
     """Write a configuration's Verilog, its manifest and what the linters say about it.
 
-    ``<config.name>.v``, ``manifest.json``, ``lint.json`` and ``lint.txt``; with a program that is baked in also the
-    files that the Verilog reads it from. A file is only touched if its content changes, and appears whole or not at
-    all.
+    ``<config.name>.v`` (with the bus's name behind, if there is one), a core file for FuseSoC, ``manifest.json``,
+    ``lint.json`` and ``lint.txt``; with a program that is baked in also the files that the Verilog reads it from. A
+    file is only touched if its content changes, and appears whole or not at all.
 
     Parameters
     ----------
@@ -399,7 +405,7 @@ def generate(config: ArrayConfig, directory: str | os.PathLike[str], *, contents
     with _yosys() as run:
         from .accelerator import Accelerator  # after Yosys has started: importing takes time too
 
-        accelerator = Accelerator(config, contents)
+        accelerator = Accelerator(config, contents, monitor=bus is not None and bus.monitor)
         netlist = to_netlist(bus.around(accelerator) if bus else accelerator, top)
         verilog = _write_verilog(netlist, run)
     digest = hashlib.sha256(verilog.encode()).hexdigest()
@@ -418,7 +424,10 @@ def generate(config: ArrayConfig, directory: str | os.PathLike[str], *, contents
         **({"baked": {"identity": contents.identity, "files": sorted(tables)}} if contents else {}),
         **({"bus": bus.to_dict()} if bus else {}),
     }
-    files: dict[str, str | None] = {file_name: verilog, **tables}
+    core = core_file(name, top, file_name, sorted(tables), version=manifest["generator"]["nomul"],
+                     description=f"Accelerator for neural networks, {config.rows}x{config.lanes}x{config.cols} "
+                                 f"products, {config.format.name}")
+    files: dict[str, str | None] = {file_name: verilog, f"{name}.core": core, **tables}
     report = lint_verilog(verilog, file_name, top, tables) if lint else None
     if report is not None:
         files["lint.json"] = _json({"sha256": digest, **report.to_dict()})

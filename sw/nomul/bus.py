@@ -15,7 +15,7 @@ from nomul_hw.config import ArrayConfig
 
 from .driver import DeviceError
 
-__all__ = ["Bus", "MemoryTransport", "Registers"]
+__all__ = ["Bus", "MemoryTransport", "RegisterTransport", "Registers"]
 
 Words = npt.NDArray[np.uint32]
 
@@ -173,3 +173,65 @@ class MemoryTransport:
         self.registers.write(f"{what}_address", value=low)
         self.registers.write(f"{what}_address_high", value=high)
         self.registers.write(f"{what}_words", value=words)
+
+
+class RegisterTransport:
+    """Transport to an accelerator whose commands and answers are words of a register: a top ``wishbone``.
+
+    Parameters
+    ----------
+    config : ArrayConfig
+        The accelerator.
+    bus : Bus
+        How to reach its registers; it needs no memory.
+    timeout_s : float
+        Seconds without a word that moves, after which a transfer is given up.
+
+    Raises
+    ------
+    DeviceError
+        If another top answers.
+    """
+
+    def __init__(self, config: ArrayConfig, bus: Bus, *, timeout_s: float = 60):
+        self._config = config
+        self._bus = bus
+        self.timeout_s = timeout_s
+        self.registers = Registers(bus, REGISTER_MAPS["wishbone"])
+        self.registers.write("interrupt_enable", run=1, answer=1)
+
+    @property
+    def config(self) -> ArrayConfig:
+        """The accelerator at the other end."""
+        return self._config
+
+    def feed(self, words: Words) -> None:
+        """Weights cannot come from outside here."""
+        raise DeviceError("an accelerator on Wishbone keeps its weights")
+
+    def transfer(self, words: Words, replies: int) -> Words:
+        """Send ``words`` and return the ``replies`` words that the accelerator answers.
+
+        Raises
+        ------
+        DeviceError
+            If no word moves for too long.
+        """
+        sent, received = 0, list[int]()
+        deadline = time.monotonic() + self.timeout_s
+        while sent < len(words) or len(received) < replies:
+            status = self.registers.read("status")
+            if status["offers"] and len(received) < replies:
+                received.append(self.registers.read("data")["value"])
+            elif status["accepts"] and sent < len(words):
+                self.registers.write("data", value=int(words[sent]))
+                sent += 1
+            else:
+                if time.monotonic() > deadline:
+                    raise DeviceError(f"no word moved for {self.timeout_s} s: {sent} of {len(words)} words sent, "
+                                      f"{len(received)} of {replies} replies received")
+                self.registers.write("interrupt", run=1, answer=1)
+                self._bus.wait()
+                continue
+            deadline = time.monotonic() + self.timeout_s
+        return np.array(received, dtype=np.uint32)

@@ -139,6 +139,9 @@ class TopName(StrEnum):
 
     streams = "streams"
     serial = "serial"
+    axi_stream = "axi-stream"
+    axi = "axi"
+    wishbone = "wishbone"
 
 
 @app.command()
@@ -199,11 +202,17 @@ def generate(
     program: Annotated[Path | None, typer.Option(
         metavar="PROGRAM", show_default=False,
         help="Instead of CONFIG.toml: build in what `nomul compile` wrote, for its array.")] = None,
-    top: Annotated[TopName, typer.Option(help="How it is reached: by two streams of words, or over a serial line.")]
-    = TopName.streams,
+    top: Annotated[TopName, typer.Option(
+        help="How it is reached: by two streams of words; over a serial line; by AXI4-Streams; by an AXI4 master that "
+             "reads commands and weights from memory; by Wishbone.")] = TopName.streams,
     clock: Annotated[str | None, typer.Option(metavar="50MHz", show_default=False,
                                               help="Frequency of the clock, for --top serial.")] = None,
-    baud: Annotated[int, typer.Option(min=1, help="Bits per second on the line, for --top serial.")] = 3_000_000,
+    baud: Annotated[int | None, typer.Option(metavar="3000000", show_default=False,
+                                             help="Bits per second on the line, for --top serial.")] = None,
+    data_bits: Annotated[int | None, typer.Option(metavar="64", show_default=False,
+                                                  help="Width of memory, for --top axi.")] = None,
+    burst: Annotated[int | None, typer.Option(metavar="16", show_default=False,
+                                              help="Beats of a burst at most, for --top axi.")] = None,
     no_lint: Annotated[bool, typer.Option("--no-lint", help="Do not let Verilator, Icarus and Yosys read it.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -211,29 +220,25 @@ def generate(
 
     With a program built in, nobody has to load one: the host writes an input, runs it and reads the output. The words
     of its memories stand in files beside the Verilog. With `--top serial` the ports are a clock and a serial line:
-    `nomul run --port` reaches it. Exit code 1 if a linter does not accept the file.
+    `nomul run --port` reaches it. A core file tells FuseSoC what there is. Exit code 1 if a linter does not accept the
+    file.
 
     \b
     Examples:
       nomul generate examples/ternary_16x16.toml -o build/ternary
       nomul generate examples/ternary_4x4.toml --top serial --clock 50MHz --baud 3000000 -o build/serial
+      nomul generate examples/ternary_16x16.toml --top axi --data-bits 128 -o build/axi
       nomul generate --program net-16x16.nomul -o build/net
     """
     from nomul_hw.config import load_config
     from nomul_hw.verilog import generate
 
-    from .inputs import InputError, parse_clock
+    from .inputs import InputError
     from .report import generated_table, steps
 
     if (config is None) == (program is None):
         raise InputError("give either CONFIG.toml or --program PROGRAM")
-    if (clock is None) == (top is TopName.serial):
-        raise InputError("--top serial and --clock FREQUENCY go together")
-    bus = None
-    if clock is not None:
-        from nomul_hw.bus.serial import SerialBus
-
-        bus = SerialBus(round(parse_clock(clock) * 1e6), baud)
+    bus = _bus(top, clock, baud, {"data_bits": data_bits, "burst": burst})
     contents = None
     if program is not None:
         from .files import load_program
@@ -257,10 +262,38 @@ def generate(
         "modules": made.manifest["modules"],
         "ports": made.manifest["ports"],
         "baked": made.manifest.get("baked"),
+        "bus": made.manifest.get("bus"),
         "lint": made.lint.to_dict() if made.lint else None,
     }, as_json, lambda: generated_table(made))
     if made.lint and any(result.status == "failed" for result in made.lint.results):
         raise typer.Exit(1)
+
+
+def _bus(top: TopName, clock: str | None, baud: int | None, memory: Mapping[str, int | None]) -> Any:
+    """What is put around an accelerator, if anything."""
+    from nomul_hw.bus.serial import SerialBus
+    from nomul_hw.bus.tops import AxiBus, AxiStreamBus, WishboneBus
+
+    from .inputs import InputError, parse_clock
+
+    if (clock is None) == (top is TopName.serial):
+        raise InputError("--top serial and --clock FREQUENCY go together")
+    if baud is not None and top is not TopName.serial:
+        raise InputError("--baud goes with --top serial")
+    choices = {name: value for name, value in memory.items() if value is not None}
+    if choices and top is not TopName.axi:
+        raise InputError("--data-bits and --burst go with --top axi")
+    match top:
+        case TopName.streams:
+            return None
+        case TopName.serial:
+            return SerialBus(round(parse_clock(clock or "") * 1e6), baud or 3_000_000)
+        case TopName.axi_stream:
+            return AxiStreamBus()
+        case TopName.axi:
+            return AxiBus(**choices)
+        case TopName.wishbone:
+            return WishboneBus()
 
 
 class FamilyName(StrEnum):

@@ -76,7 +76,8 @@ class Pairs(wiring.Component):
 @pytest.fixture
 def stand_in(monkeypatch):
     """Stand-in for the accelerator: generating is about files, and this one elaborates in no time."""
-    monkeypatch.setattr("nomul_hw.accelerator.Accelerator", lambda config, _: Pairs(config.act_bits, config.act_bits))
+    monkeypatch.setattr("nomul_hw.accelerator.Accelerator",
+                        lambda config, _, monitor: Pairs(config.act_bits, config.act_bits))
 
 
 def files_in(folder: Path) -> dict[str, bytes]:
@@ -357,7 +358,7 @@ def test_generate_with_a_program(tmp_path):
 def test_generate(stand_in, tmp_path):
     folder = tmp_path / "new" / "folder"
     generated = generate(SMALL, folder)
-    assert sorted(files_in(folder)) == ["exp4_2x2x3.v", "lint.json", "lint.txt", "manifest.json"]
+    assert sorted(files_in(folder)) == ["exp4_2x2x3.core", "exp4_2x2x3.v", "lint.json", "lint.txt", "manifest.json"]
     manifest = json.loads((folder / "manifest.json").read_text())
     assert manifest == generated.manifest
     versions = manifest.pop("generator")
@@ -387,7 +388,7 @@ def test_generate(stand_in, tmp_path):
 def test_generate_touches_only_what_changes(stand_in, tmp_path):
     generate(SMALL, tmp_path)
     before = {path: path.stat().st_ino for path in tmp_path.iterdir()}
-    assert len(before) == 4
+    assert len(before) == 5
     generate(SMALL, tmp_path)
     assert {path: path.stat().st_ino for path in tmp_path.iterdir()} == before
     deeper = ArrayConfig("exp4", rows=2, cols=3, lanes=2, memory=MemoryConfig(layers=8))
@@ -401,7 +402,7 @@ def test_generate_without_lint(stand_in, tmp_path):
     assert generate(SMALL, tmp_path, lint=False).lint is None
     assert (tmp_path / "lint.json").exists()  # the report is about this Verilog
     generate(ArrayConfig("exp4", rows=2, cols=3, lanes=2, act_bits=6), tmp_path, lint=False)
-    assert sorted(files_in(tmp_path)) == ["exp4_2x2x3.v", "manifest.json"]
+    assert sorted(files_in(tmp_path)) == ["exp4_2x2x3.core", "exp4_2x2x3.v", "manifest.json"]
 
 
 def test_failure_leaves_nothing(stand_in, tmp_path, monkeypatch):

@@ -1,4 +1,3 @@
-# amaranth: UnusedElaboratable=no
 """Accelerators on AXI: cocotb benches with cocotbext-axi's masters, sources, sinks and memory."""
 
 from collections.abc import Mapping
@@ -18,8 +17,8 @@ from nomul.files import save_program
 from nomul.graph import Conv, Graph
 from nomul.inputs import random_codes
 from nomul.quantize import quantize_graph
-from nomul_hw.bus.axi_master import AxiMasterTop
-from nomul_hw.bus.axi_stream import AxiStreamTop
+from nomul_hw.accelerator import Accelerator
+from nomul_hw.bus.tops import AxiBus, AxiStreamBus, WishboneBus
 from nomul_hw.config import ArrayConfig, MemoryConfig
 from nomul_hw.formats import get_format
 from nomul_hw.verilog import to_verilog
@@ -30,7 +29,8 @@ MEMORY = MemoryConfig(activations=200, weights=300, parameters=60, accumulators=
 KEPT = ArrayConfig("ternary", rows=4, cols=4, memory=MEMORY)
 STREAMED = replace(KEPT, weights="stream", memory=replace(MEMORY, weights=30))
 
-TOPS = {"axi-stream": AxiStreamTop, "axi": AxiMasterTop}
+TOPS = {bus.name: bus for bus in (AxiStreamBus, AxiBus, WishboneBus)}
+AXI = (AxiStreamBus.name, AxiBus.name)
 
 
 class Traced(wiring.Component):
@@ -43,16 +43,17 @@ class Traced(wiring.Component):
 
     def elaborate(self, platform):
         m = self.top.elaborate(platform)
-        accelerator = m.submodules.accelerator
+        self.top._MustUse__used = True  # Amaranth sees only what becomes a submodule
+        accelerator = self.top.accelerator
         m.d.comb += self.trace_busy.eq(accelerator.busy)
-        if self.top.config.weights == "stream":
+        if accelerator.config.weights == "stream":
             m.d.comb += self.trace_offers.eq(accelerator.weights.valid)
         return m
 
 
 @cache
 def verilog(top: str, config: ArrayConfig, **options: int) -> str:
-    return to_verilog(Traced(TOPS[top](config, **options)), "top")
+    return to_verilog(Traced(TOPS[top](**options).around(Accelerator(config, monitor=True))), "top")
 
 
 def bench(name: str, simulator: Simulator, top: str, config: ArrayConfig, folder: Path,
@@ -65,7 +66,7 @@ def bench(name: str, simulator: Simulator, top: str, config: ArrayConfig, folder
 
 @pytest.mark.parametrize("simulator", ["icarus", pytest.param("verilator", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("config", [KEPT, STREAMED], ids=["kept", "streamed"])
-@pytest.mark.parametrize("top", list(TOPS))
+@pytest.mark.parametrize("top", AXI)
 def test_top(top: str, config: ArrayConfig, simulator: Simulator, tmp_path: Path) -> None:
     """Small networks, registers, resets."""
     assert bench("axi", simulator, top, config, tmp_path) == 4
@@ -81,31 +82,33 @@ def test_memory(data_bits: int, burst: int, simulator: Simulator, tmp_path: Path
     assert bench("axi_memory", simulator, "axi", config, tmp_path, data_bits=data_bits, burst=burst) == 4
 
 
-def run_network(graph: Graph, config: ArrayConfig, top: str, folder: Path, samples: int) -> None:
-    """Run a graph on a top, with memories that hold it; the weights come through a buffer of four tiles."""
-    config = common_config([graph], config)
-    weights = sum(node.weights.size for node in graph.computing if isinstance(node, Conv))
-    assert weights > 4 * config.memory.weights * config.cols * config.lanes
-    save_program(compile_graph(graph, config), folder / "program")
-    np.save(folder / "inputs.npy", random_codes(graph, samples, 1))
-    assert bench("axi_network", "verilator", top, config, folder, {
-        "NOMUL_BENCH_PROGRAM": str(folder / "program"), "NOMUL_BENCH_INPUTS": str(folder / "inputs.npy")}) == 1
+@pytest.mark.parametrize("simulator", ["icarus", pytest.param("verilator", marks=pytest.mark.slow)])
+def test_wishbone(simulator: Simulator, tmp_path: Path) -> None:
+    """A network over registers, refused accesses, a reset."""
+    assert bench("wishbone", simulator, "wishbone", KEPT, tmp_path) == 3
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("top", list(TOPS))
-def test_digits(top: str, tmp_path: Path) -> None:
-    """The network of the demonstration; its weights do not fit the memory that they stream through."""
-    config = ArrayConfig("exp4", rows=4, lanes=2, cols=8, weights="stream", memory=MemoryConfig(weights=16))
+@cache
+def graphs() -> dict[str, Graph]:
+    """The network of the demonstration, untrained, and ResNet-8."""
     torch.manual_seed(0)
-    graph = quantize_graph(digits.build_model().eval(), digits.load().train_x[:32], format="exp4",
-                           method="nearest")
-    run_network(graph, config, top, tmp_path, 2)
+    model, images = digits.build_model().eval(), digits.load().train_x[:32]
+    return {"digits": quantize_graph(model, images, format="exp4", method="nearest"),
+            "resnet8": quantized("resnet8", "exp4")}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("top", list(TOPS))
-def test_resnet8(top: str, tmp_path: Path) -> None:
-    """78,000 weights from memory, or through a stream."""
-    config = ArrayConfig("exp4", rows=4, lanes=4, cols=16, weights="stream", memory=MemoryConfig(weights=16))
-    run_network(quantized("resnet8", "exp4"), config, top, tmp_path, 1)
+@pytest.mark.timeout(1500)
+@pytest.mark.parametrize("network", ["digits", "resnet8"])
+@pytest.mark.parametrize("top", AXI)
+def test_network(top: str, network: str, tmp_path: Path) -> None:
+    """Weights that do not fit the memory that they come through; one array, and one simulator, for both networks."""
+    config = common_config(graphs().values(), ArrayConfig(
+        "exp4", rows=4, lanes=2, cols=8, weights="stream", memory=MemoryConfig(weights=16)))
+    graph = graphs()[network]
+    weights = sum(node.weights.size for node in graph.computing if isinstance(node, Conv))
+    assert weights > 20 * config.memory.weights * config.cols * config.lanes
+    save_program(compile_graph(graph, config), tmp_path / "program")
+    np.save(tmp_path / "inputs.npy", random_codes(graph, 1, 1))
+    assert bench("axi_network", "verilator", top, config, tmp_path, {
+        "NOMUL_BENCH_PROGRAM": str(tmp_path / "program"), "NOMUL_BENCH_INPUTS": str(tmp_path / "inputs.npy")}) == 1

@@ -4,14 +4,14 @@ from amaranth.hdl import Cat, Const, Module, Mux, ResetInserter, Signal
 from amaranth.lib import wiring
 from amaranth.lib.wiring import Out
 
-from ..config import ArrayConfig, ConfigError
-from ..contents import Contents
+from ..accelerator import Accelerator
 from ..descriptor import HOST_BITS
 from .axi import Axi, AxiLite, AxiLiteSlave, attach, clock_ports, ports, use_clock
 from .axi_stream import weight_beat_bits
 from .bank import RegisterBank, watch_accelerator
 from .bursts import BurstReader, BurstWriter, beat_shift, request_layout
 from .registers import MASTER
+from .tops import AxiBus
 
 __all__ = ["AxiMasterTop"]
 
@@ -29,18 +29,10 @@ class AxiMasterTop(wiring.Component):
 
     Parameters
     ----------
-    config : ArrayConfig
-        What to build.
-    contents : Contents, optional
-        A program to build in.
-    data_bits : int
-        Width of a beat: 32, 64, 128, ..., 1024.
-    burst : int
-        Beats of a burst at most, a power of two; a burst is not longer than 4 KiB.
-    outstanding : int
-        Bursts of each kind that are read ahead at most.
-    address_bits : int
-        Width of an address, 32 to 64.
+    accelerator : Accelerator
+        With a monitor.
+    bus : AxiBus
+        Widths and lengths of bursts.
 
     Members
     -------
@@ -48,35 +40,19 @@ class AxiMasterTop(wiring.Component):
         Clock, and reset when 0.
     s_axi_* : In(AxiLite())
         The registers :data:`nomul_hw.bus.registers.MASTER`.
-    m_axi_* : Out(Axi(address_bits, data_bits))
+    m_axi_* : Out(Axi(bus.address_bits, bus.data_bits))
         Memory. Reads have the identifier 0 for commands, 1 for weights; ``rready`` and ``bready`` are always 1.
     interrupt : Out(1)
         High while an event is set that is enabled.
-
-    Raises
-    ------
-    ConfigError
-        If a parameter is out of range.
     """
 
-    def __init__(self, config: ArrayConfig, contents: Contents | None = None, *, data_bits: int = 64, burst: int = 16,
-                 outstanding: int = 4, address_bits: int = 32):
-        if data_bits not in (HOST_BITS << places for places in range(6)):
-            raise ConfigError(f"a beat must have 32, 64, 128, 256, 512 or 1024 bits, not {data_bits}")
-        if burst not in (1 << places for places in range(9)) or burst * data_bits // 8 > 4096:
-            raise ConfigError(f"a burst must have 1, 2, 4, ... or 256 beats and at most 4 KiB, not {burst} beats of "
-                              f"{data_bits // 8} bytes")
-        if not 1 <= outstanding <= 64:
-            raise ConfigError(f"1 to 64 bursts can be outstanding, not {outstanding}")
-        if not 32 <= address_bits <= 64:
-            raise ConfigError(f"an address must have 32 to 64 bits, not {address_bits}")
-        self.config = config
-        self.contents = contents
-        self.data_bits, self.burst, self.outstanding, self.address_bits = data_bits, burst, outstanding, address_bits
+    def __init__(self, accelerator: Accelerator, bus: AxiBus):
+        self.accelerator = accelerator
+        self.bus = bus
         super().__init__({
             **clock_ports(),
             **ports("s_axi", AxiLite().flip()),
-            **ports("m_axi", Axi(address_bits, data_bits)),
+            **ports("m_axi", Axi(bus.address_bits, bus.data_bits)),
             "interrupt": Out(1),
         })
 
@@ -90,9 +66,11 @@ class AxiMasterTop(wiring.Component):
         m.d.comb += self.interrupt.eq(bank.raised)
 
         reset, begin, stop = Signal(), Signal(), Signal()
-        accelerator = watch_accelerator(m, bank, self.config, self.contents, reset)
-        shape = (self.address_bits, self.data_bits, self.burst)
-        commands, writer = BurstReader(*shape, self.outstanding), BurstWriter(*shape)
+        accelerator, outstanding = self.accelerator, self.bus.outstanding
+        watch_accelerator(m, bank, accelerator, reset)
+        streamed = accelerator.config.weights == "stream"
+        shape = (self.bus.address_bits, self.bus.data_bits, self.bus.burst)
+        commands, writer = BurstReader(*shape, outstanding), BurstWriter(*shape)
         m.submodules.commands = ResetInserter(reset)(commands)
         m.submodules.writer = ResetInserter(reset)(writer)
         wiring.connect(m, commands.o, accelerator.i)
@@ -100,8 +78,8 @@ class AxiMasterTop(wiring.Component):
         m.d.comb += [commands.start.eq(begin), writer.start.eq(begin)]
         movers = {"command": commands, "answer": writer}
         left_over = Signal()  # a run has ended, and not taken all of its weights
-        if self.config.weights == "stream":
-            weights = BurstReader(*shape, self.outstanding, weight_beat_bits(self.config) // HOST_BITS)
+        if streamed:
+            weights = BurstReader(*shape, outstanding, weight_beat_bits(accelerator.config) // HOST_BITS)
             m.submodules.weights = ResetInserter(reset)(weights)
             movers["weight"] = weights
             was_busy = Signal()
@@ -117,12 +95,12 @@ class AxiMasterTop(wiring.Component):
         for index, (name, mover) in enumerate(movers.items()):
             address = Cat(getattr(bank, f"{name}_address").value, getattr(bank, f"{name}_address_high").value)
             m.d.comb += [
-                unaligned[index].eq(address[:beat_shift(self.data_bits)].any()),
+                unaligned[index].eq(address[:beat_shift(self.bus.data_bits)].any()),
                 mover.address.eq(address),
                 mover.words.eq(getattr(bank, f"{name}_words").value),
                 mover.stop.eq(stop),
             ]
-        self._read(m, [commands] if self.config.weights == "memory" else [commands, weights])
+        self._read(m, [commands, weights] if streamed else [commands])
         self._write(m, writer)
 
         # What can go wrong, until the next transfer.
@@ -175,18 +153,18 @@ class AxiMasterTop(wiring.Component):
     def _address(self, prefix):
         """The signals of an address channel that never change."""
         return [getattr(self, f"m_axi_{prefix}{name}").eq(value) for name, value in (
-            ("size", beat_shift(self.data_bits)), ("burst", 1),  # INCR
+            ("size", beat_shift(self.bus.data_bits)), ("burst", 1),  # INCR
             ("cache", 0b0011),  # normal memory, neither cached nor looked up in caches
         )]
 
     def _bytes(self, request):
         """Byte address of a burst."""
-        return Cat(Const(0, beat_shift(self.data_bits)), request.address)
+        return Cat(Const(0, beat_shift(self.bus.data_bits)), request.address)
 
     def _read(self, m: Module, readers):
         """Give readers the read channels: they have as identifiers their places in the list, and the last one goes
         first."""
-        request, valid = Signal(request_layout(self.address_bits, self.data_bits, self.burst)), Signal()
+        request, valid = Signal(request_layout(self.bus.address_bits, self.bus.data_bits, self.bus.burst)), Signal()
         m.d.comb += [
             *self._address("ar"),
             self.m_axi_araddr.eq(self._bytes(request)), self.m_axi_arlen.eq(request.more), self.m_axi_arvalid.eq(valid),

@@ -4,8 +4,8 @@ from amaranth.hdl import Module, Signal
 from amaranth.lib import wiring
 from amaranth.lib.wiring import Out
 
+from ..accelerator import Accelerator
 from ..config import ArrayConfig
-from ..contents import Contents
 from ..descriptor import HOST_BITS
 from .axi import AxiLite, AxiLiteSlave, AxiStream, attach, attach_stream, clock_ports, ports, use_clock
 from .bank import RegisterBank, watch_accelerator
@@ -26,10 +26,8 @@ class AxiStreamTop(wiring.Component):
 
     Parameters
     ----------
-    config : ArrayConfig
-        What to build.
-    contents : Contents, optional
-        A program to build in.
+    accelerator : Accelerator
+        With a monitor.
 
     Members
     -------
@@ -47,9 +45,9 @@ class AxiStreamTop(wiring.Component):
         High while an event is set that is enabled.
     """
 
-    def __init__(self, config: ArrayConfig, contents: Contents | None = None):
-        self.config = config
-        self.contents = contents
+    def __init__(self, accelerator: Accelerator):
+        self.accelerator = accelerator
+        config = accelerator.config
         super().__init__({
             **clock_ports(),
             **ports("s_axi", AxiLite().flip()),
@@ -69,12 +67,13 @@ class AxiStreamTop(wiring.Component):
         wiring.connect(m, slave.port, bank.port)
 
         reset = Signal()
-        accelerator = watch_accelerator(m, bank, self.config, self.contents, reset)
+        accelerator = self.accelerator
+        watch_accelerator(m, bank, accelerator, reset)
         m.d.comb += [reset.eq(bank.control.reset), self.interrupt.eq(bank.raised)]
         attach_stream(m, self, "s_axis", accelerator.i)
         attach_stream(m, self, "m_axis", accelerator.o)
         m.d.comb += self.m_axis_tlast.eq(accelerator.last)
-        if self.config.weights == "stream":
+        if accelerator.config.weights == "stream":
             m.d.comb += [
                 accelerator.weights.payload.eq(self.s_axis_weights_tdata),
                 accelerator.weights.valid.eq(self.s_axis_weights_tvalid & accelerator.busy),

@@ -5,8 +5,6 @@ from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
 from ..accelerator import Accelerator
-from ..config import ArrayConfig
-from ..contents import Contents
 from ..descriptor import CAUSES, HOST_BITS
 from ..layouts import fields_layout
 from .registers import ADDRESS_BITS, COUNTERS_AT, Access, RegisterMap
@@ -43,7 +41,8 @@ class RegisterBank(wiring.Component):
         An event has happened that is enabled.
     NAME
         Each register, as the struct of its fields: In if it only shows what happens, with the events of this cycle in
-        the case of those that keep them, Out if it is written; pulses last one cycle.
+        the case of those that keep them, Out if it is written; pulses last one cycle. Those that give and take words
+        are left to the bus.
     """
 
     def __init__(self, registers: RegisterMap):
@@ -52,7 +51,7 @@ class RegisterBank(wiring.Component):
             "port": In(RegisterPort),
             "raised": Out(1),
             **{name: (In if register.access in (Access.READ, Access.CLEAR) else Out)(fields_layout(register.fields))
-               for name, register in registers.items()},
+               for name, register in registers.items() if register.access is not Access.WORD},
         })
 
     def elaborate(self, platform):
@@ -61,6 +60,8 @@ class RegisterBank(wiring.Component):
         mask = Cat(bit.replicate(8) for bit in port.strobe)
         m.d.comb += port.error.eq(1)
         for name, register in self.registers.items():
+            if register.access is Access.WORD:
+                continue
             value = getattr(self, name).as_value()
             shown = value
             here = Signal(name=f"at_{name}")
@@ -81,22 +82,23 @@ class RegisterBank(wiring.Component):
         return m
 
 
-def watch_accelerator(m: Module, bank: RegisterBank, config: ArrayConfig, contents: Contents | None,
-                      reset: Signal) -> Accelerator:
-    """Make the accelerator of a top, and show of it in the registers what every top shows.
+def watch_accelerator(m: Module, bank: RegisterBank, accelerator: Accelerator, reset: Signal) -> None:
+    """Make an accelerator part of a top, and show of it in the registers what every top shows.
 
     Parameters
     ----------
+    accelerator : Accelerator
+        With a monitor.
     reset : Signal
         Resets the accelerator alone.
     """
-    accelerator = Accelerator(config, contents, monitor=True)
+    contents = accelerator.contents
     m.submodules.accelerator = ResetInserter(reset)(accelerator)
     was_busy = Signal()
     m.d.sync += was_busy.eq(accelerator.busy)
     m.d.comb += [
         bank.version.eq(Const(bank.registers.version)),
-        bank.identity.value.eq(config.identity),
+        bank.identity.value.eq(accelerator.config.identity),
         bank.program.value.eq(contents.identity if contents else 0),
         bank.status.running.eq(accelerator.busy),
         bank.status.idle.eq(accelerator.idle),
@@ -104,4 +106,3 @@ def watch_accelerator(m: Module, bank: RegisterBank, config: ArrayConfig, conten
         accelerator.cause.eq(bank.port.address - COUNTERS_AT // 4),
         *(getattr(bank, f"cycles_{cause}").value.eq(accelerator.cycles) for cause in CAUSES),
     ]
-    return accelerator

@@ -34,6 +34,8 @@ class Access(StrEnum):
     """Bits that the machine sets and that writing a 1 clears."""
     PULSE = "w"
     """Writing a 1 does something, once; reads as 0."""
+    WORD = "stream"
+    """Writes give words, one after the other, and reads take words."""
 
 
 @dataclass(frozen=True)
@@ -136,8 +138,8 @@ def _common(status: Sequence[Field], control: Sequence[Field], events: Sequence[
             _bit("running", "a run is under way"),
             _bit("idle", "no command is under way"),
             *status,
-        ), "what happens"),
-        Register("control", 0x10, Access.PULSE, (*control,), "what is to happen"),
+        ), "what is the case"),
+        Register("control", 0x10, Access.PULSE, (*control,), "what is to be done"),
         Register("interrupt_enable", 0x14, Access.WRITE, (*events,), "events that raise the interrupt"),
         Register("interrupt", 0x18, Access.CLEAR, (*events,),
                  "events so far; the interrupt is high while one is set that is enabled"),
@@ -185,10 +187,9 @@ PROCESSOR = RegisterMap(3, [
         _bit("accepts", "a word that is written to `data` is taken at once"),
         _bit("offers", "a word can be read from `data` at once"),
         _bit("last", "it is the last one of an answer"),
-    ], [_RESET], [_RUN_EVENT, _bit("answer", "the first word of an answer is there")]),
-    Register("data", 0x20, Access.WRITE, (Field("value", HOST_BITS, False, ""),),
-             "writes give a word of a command, reads take a word of an answer"),
+    ], [_RESET], [_RUN_EVENT, _bit("answer", "a word of an answer is there")]),
+    _word("data", 0x20, Access.WORD, "writes give a word of a command, reads take a word of an answer; all four bytes"),
 ])
 
 #: All register maps, by the name of their top.
-REGISTER_MAPS: Mapping[str, RegisterMap] = {"axi-stream": STREAM, "axi": MASTER, "wishbone": PROCESSOR}
+REGISTER_MAPS: Mapping[str, RegisterMap] = {"axi_stream": STREAM, "axi": MASTER, "wishbone": PROCESSOR}

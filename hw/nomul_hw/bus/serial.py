@@ -31,6 +31,7 @@ class SerialBus:
     """
 
     name: ClassVar[str] = "serial"
+    monitor: ClassVar[bool] = False
 
     clock: int
     baud: int

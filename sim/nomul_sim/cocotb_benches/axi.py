@@ -35,7 +35,7 @@ async def network(dut: Any, pause: float) -> None:
     device = await host.device()
     await check(host, device, *find_case(3, 1000))
     await check(host, device, *find_case(2, round(2000 + 100 * pause)))
-    if host.top == "axi-stream":
+    if host.top == "axi_stream":
         assert host.answers[0] == 2  # the identity
         assert host.answers[1::2] == [len(CAUSES)] * (len(host.answers) // 2)
     assert not (await host.get("status"))["running"]
@@ -95,11 +95,11 @@ async def reset_in_the_middle(dut: Any) -> None:
             if by_pin:
                 await reset(dut)
             else:
-                await host.set("control", **{"reset" if host.top == "axi-stream" else "stop": 1})
+                await host.set("control", **{"reset" if host.top == "axi_stream" else "stop": 1})
                 await ClockCycles(dut.aclk, 200)
             status = await host.get("status")
             assert status["idle"] and not status["running"] and not status.get("active", 0), status
-            if host.top == "axi-stream":
+            if host.top == "axi_stream":
                 while not host.sink.empty():
                     host.sink.recv_nowait()
             assert (await host.get("identity"))["value"] == CONFIG.identity
@@ -110,7 +110,7 @@ async def reset_in_the_middle(dut: Any) -> None:
 async def begin(host: Any, words: list[int]) -> None:
     """Send a command that does not end."""
     data = np.array(words, dtype=np.uint32)
-    if host.top == "axi-stream":
+    if host.top == "axi_stream":
         await host.commands.send(data.tobytes())
         return
     host.write_memory(host.ADDRESS, data)

@@ -171,7 +171,7 @@ class StreamHost(Host):
         Words of each answer so far.
     """
 
-    top = "axi-stream"
+    top = "axi_stream"
 
     def __init__(self, dut: Dut, pause: float = 0.0, seed: int = 0) -> None:
         super().__init__(dut, pause, seed)
