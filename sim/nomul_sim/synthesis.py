@@ -8,7 +8,7 @@ from nomul_hw.config import ArrayConfig
 from nomul_hw.synth import Synthesis, synthesize, yosys_version
 
 from .cache import cached, content_hash
-from .verilated import ACCELERATOR, accelerator_verilog
+from .verilated import ACCELERATOR, accelerator_verilog, hardware_hash
 
 __all__ = ["synthesize_accelerator", "synthesize_array"]
 
@@ -28,10 +28,14 @@ def synthesize_accelerator(config: ArrayConfig, family: str = "ecp5") -> Synthes
 
 def synthesize_array(config: ArrayConfig, family: str = "ecp5") -> Synthesis:
     """Synthesize the array of a configuration alone, or find the result in the cache; errors as above."""
-    from nomul_hw.array import SystolicArray
-    from nomul_hw.verilog import to_verilog
+    def make(path: Path) -> None:
+        from nomul_hw.array import SystolicArray
+        from nomul_hw.verilog import to_verilog
 
-    return _synthesized(to_verilog(SystolicArray(config), "array"), "array", family)
+        path.write_text(to_verilog(SystolicArray(config), "array"), encoding="utf-8")
+
+    verilog = cached("verilog", f"{content_hash('array', config.hash, hardware_hash())}.v", make)
+    return _synthesized(verilog.read_text(encoding="utf-8"), "array", family)
 
 
 def _synthesized(verilog: str, top: str, family: str) -> Synthesis:

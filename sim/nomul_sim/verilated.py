@@ -23,7 +23,7 @@ from .build import Optimize, build_simulator
 from .cache import cached, content_hash
 
 __all__ = ["ACCELERATOR", "StreamModel", "VerilatedDevice", "VerilatedTransport", "accelerator_library",
-           "accelerator_verilog"]
+           "accelerator_verilog", "hardware_hash"]
 
 UInt32Array = npt.NDArray[np.uint32]
 
@@ -214,7 +214,7 @@ class StreamModel:
 
 
 @cache
-def _hardware_hash() -> str:
+def hardware_hash() -> str:
     """Hash of everything besides the configuration that an elaboration depends on."""
     sources = sorted(Path(nomul_hw.__file__).parent.rglob("*.py"))
     return content_hash(*(source.read_bytes() for source in sources),
@@ -232,7 +232,7 @@ def accelerator_verilog(config: ArrayConfig, contents: Contents | None = None) -
 
         path.write_text(to_verilog(Accelerator(config, contents), ACCELERATOR), encoding="utf-8")
 
-    key = content_hash(config.hash, _hardware_hash(), *(table.text for table in tables))
+    key = content_hash(config.hash, hardware_hash(), *(table.text for table in tables))
     verilog = cached("verilog", f"{key}.v", make).read_text(encoding="utf-8")
     for table in tables:
         # Wherever the simulator runs, it finds the files.
