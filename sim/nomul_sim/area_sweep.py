@@ -37,10 +37,7 @@ ACCELERATORS: tuple[ArrayConfig, ...] = (
     _config("ternary", 4, 1, 4),
     _config("ternary", 8, 1, 8),
     _config("pot3", 4, 1, 4, {"lines": 32}),
-    _config("ternary", 4, 1, 8, {"activations": 4096, "weights": 4096, "accumulators": 2048, "layers": 64}, act_bits=4,
-            gain_terms=1, acc_bits=20),
     _config("exp4", 4, 2, 8, requantize_lanes=2),
-    _config("int8", 4, 1, 4, pe="multiplier", gain_terms=3),
 )
 
 #: Arrays alone, of every kind of element.
@@ -49,8 +46,7 @@ ARRAYS: tuple[ArrayConfig, ...] = tuple(_config(fmt, *shape, **choices) for fmt,
     ("binary", (4, 1, 4), {}), ("binary", (4, 2, 4), {}),
     ("pot3", (4, 1, 4), {}), ("pot3", (8, 1, 4), {}), ("pot3", (2, 4, 4), {}), ("pot3z", (4, 1, 4), {}),
     ("pot4", (4, 1, 4), {}), ("pot4", (4, 2, 4), {}),
-    ("exp4", (4, 1, 4), {}), ("exp4", (2, 4, 4), {}), ("int4", (4, 1, 4), {}), ("int4", (4, 2, 4), {}),
-    ("int8", (4, 2, 4), {"pe": "multiplier"}),
+    ("exp4", (4, 1, 4), {}), ("exp4", (2, 4, 4), {}), ("int4", (4, 1, 4), {}),
 ))
 
 

@@ -2,13 +2,14 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import nomul_hw.synth
 from nomul_hw.config import ArrayConfig
 from nomul_hw.synth import Synthesis, synthesize, yosys_version
 
 from .cache import cached, content_hash
-from .verilated import ACCELERATOR, accelerator_verilog
+from .verilated import ACCELERATOR, accelerator_verilog, component_verilog
 
 __all__ = ["synthesize_accelerator", "synthesize_array"]
 
@@ -28,10 +29,12 @@ def synthesize_accelerator(config: ArrayConfig, family: str = "ecp5") -> Synthes
 
 def synthesize_array(config: ArrayConfig, family: str = "ecp5") -> Synthesis:
     """Synthesize the array of a configuration alone, or find the result in the cache; errors as above."""
-    from nomul_hw.array import SystolicArray
-    from nomul_hw.verilog import to_verilog
+    def make() -> Any:
+        from nomul_hw.array import SystolicArray
 
-    return _synthesized(to_verilog(SystolicArray(config), "array"), "array", family)
+        return SystolicArray(config)
+
+    return _synthesized(component_verilog(make, "array", config.hash), "array", family)
 
 
 def _synthesized(verilog: str, top: str, family: str) -> Synthesis:

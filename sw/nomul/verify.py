@@ -137,7 +137,7 @@ class Verification:
     estimated_accounting: Mapping[str, int]
     layers: tuple[LayerCheck, ...]
     first: Difference | None
-    fake: FakeCheck
+    fake: FakeCheck = FakeCheck()
 
     @property
     def cycle_differences(self) -> int:
