@@ -105,6 +105,9 @@ def main(
     formats: Annotated[str, typer.Option(help="Weight formats.")] = "exp5,exp4,pot4,pot3,ternary,int4,int3",
     methods: Annotated[str, typer.Option(help="Methods.")] = "nearest,gptq",
     equalization: Annotated[float, typer.Option(help="Share of equalisation before.")] = 0.0,
+    steps: Annotated[str, typer.Option(help="Steps of channels: error, or a rule that looks at weights alone: "
+                                            "correlation, range, mean or laplacian.")] = "error",
+    damping: Annotated[float, typer.Option(help="How little gptq and adaround trust calibration.")] = 0.1,
     activations: Annotated[str, typer.Option(help="Scales of activations: error, percentile or max.")] = "error",
     crops: Annotated[int, typer.Option(help="Crops of every photo, mirror images included.", min=1, max=16)] = 8,
     limit: Annotated[int | None, typer.Option(help="Count no more inputs than this.")] = None,
@@ -136,8 +139,8 @@ def main(
             print("format   method   logits dB   first in five accuracy  CPU s")
         for fmt in formats.split(","):
             for method in methods.split(","):
-                config = QuantizeConfig(fmt, method=method, equalization=equalization,  # type: ignore[arg-type]
-                                        activations=activations)  # type: ignore[arg-type]
+                config = QuantizeConfig(fmt, method=method, steps=steps, damping=damping,  # type: ignore[arg-type]
+                                        equalization=equalization, activations=activations)  # type: ignore[arg-type]
                 result = compare(real, calibration, inputs, config, labels, wanted)
                 if as_json:
                     print(json.dumps(asdict(result)), flush=True)
