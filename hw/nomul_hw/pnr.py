@@ -295,7 +295,8 @@ def place_and_route(verilog: str, top: str, device: str = "lfe5u-85f", *, packag
     ], verilog + _harness(verilog, top))
     options = [
         *chip.options, *(["--package", package] if package else []), *(["--speed", speed] if speed else []),
-        *_PROGRAMS[chip.family][2], *(["--vopt", "cst=pins.cst"] if chip.pins else []), "--freq", f"{clock:g}", "--timing-allow-fail",
+        *_PROGRAMS[chip.family][2], *(["--vopt", "cst=pins.cst"] if chip.pins else []),
+        "--freq", f"{clock:g}", "--timing-allow-fail",
     ]
     best: tuple[float, Routing] | None = None
     clocks: dict[int, float] = {}
