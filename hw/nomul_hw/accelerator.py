@@ -43,6 +43,8 @@ class Accelerator(wiring.Component):
         What to build.
     contents : Contents, optional
         A program to bake in: then the host writes the input, runs it and reads the output, and loads nothing.
+    family : str, optional
+        Chips that the array is made for, one of :data:`nomul_hw.fabric.FABRICS`: what it does stays the same.
 
     Members
     -------
@@ -55,8 +57,9 @@ class Accelerator(wiring.Component):
         on, and the next run's not before that begins, is what :mod:`nomul_hw.timing` counts.
     """
 
-    def __init__(self, config: ArrayConfig, contents: Contents | None = None):
+    def __init__(self, config: ArrayConfig, contents: Contents | None = None, family: str | None = None):
         self.config = config
+        self.family = family
         self.contents = contents
         super().__init__({
             "i": In(stream.Signature(HOST_BITS)),
@@ -74,7 +77,7 @@ class Accelerator(wiring.Component):
         m.submodules.generator = generator = AddressGenerator(config)
         m.submodules.padding = padding = Padding(config)
         m.submodules.loader = loader = WeightLoader(config)
-        m.submodules.array = array = SystolicArray(config)
+        m.submodules.array = array = SystolicArray(config, self.family)
         m.submodules.accumulator = accumulator = Accumulator(config)
         m.submodules.channel = channel = ChannelUnit(config)
         m.submodules.output = output = OutputStage(config, tables.get(Target.PARAMETER))

