@@ -18,7 +18,7 @@ from typing import Any
 from .families import FAMILIES, Cost, Family
 from .lint import find_yosys
 
-__all__ = ["TOP", "Synthesis", "SynthesisError", "synthesize", "yosys_version"]
+__all__ = ["TOP", "Synthesis", "SynthesisError", "cell_area", "synthesize", "yosys_version"]
 
 #: Row of what belongs to the top module itself.
 TOP = "top"
@@ -99,7 +99,7 @@ def yosys_version() -> str:
     return found.version
 
 
-def synthesize(verilog: str, top: str, family: str = "ecp5") -> Synthesis:
+def synthesize(verilog: str, top: str, family: str = "ecp5", options: str = "") -> Synthesis:
     """Synthesize a design and count its cells.
 
     Parameters
@@ -110,6 +110,8 @@ def synthesize(verilog: str, top: str, family: str = "ecp5") -> Synthesis:
         Its top module.
     family : str
         One of :data:`nomul_hw.families.FAMILIES`.
+    options : str
+        More options of the family's command.
 
     Raises
     ------
@@ -128,13 +130,40 @@ def synthesize(verilog: str, top: str, family: str = "ecp5") -> Synthesis:
         *([f"setattr -mod -set keep_hierarchy 1 {kept}"] if kept else []),
         # ABC's results come back under the wires' names: those of a structure's members clash with the structure's.
         "rename -hide w:*", "flatten", "rename -hide w:*",
-        f"{chips.synthesis} -top {top}",
+        f"{chips.synthesis} {options} -top {top}".replace("  ", " "),
     ]
     counted = _run([*passes, "tee -q -o cells.json stat -json"], verilog)
     modules = {name: _cost(counted[module], chips, set(instances.values())) for name, module in instances.items()}
     modules[TOP] = _cost(counted[top], chips, set(instances.values()))
     ordered = dict(sorted(modules.items(), key=lambda item: item[1].lut, reverse=True))
     return Synthesis(family, version, "; ".join(passes), ordered)
+
+
+def cell_area(verilog: str, top: str, liberty: Path) -> float:
+    """Area of a design in standard cells, flip-flops included, in areas of the library's smallest NAND of two inputs.
+
+    Parameters
+    ----------
+    verilog, top : str
+        As for :func:`synthesize`.
+    liberty : Path
+        The library, in Liberty format.
+
+    Raises
+    ------
+    SynthesisError
+        If Yosys is missing or fails, or the library has no such NAND.
+    """
+    text = liberty.read_text(encoding="utf-8", errors="replace")
+    nands = re.findall(r"^\s*cell\s*\(\s*\"?(?:\w*_)?NAND2\w*\"?\s*\)\s*{.*?\barea\s*:\s*([\d.]+)", text,
+                       re.MULTILINE | re.DOTALL | re.IGNORECASE)
+    if not nands:
+        raise SynthesisError(f"{liberty}: has no cell NAND2")
+    file = liberty.absolute().as_posix()
+    stat = _stat([
+        f"hierarchy -top {top}", f"synth -flatten -top {top}", f"dfflibmap -liberty {file}", f"abc -liberty {file}",
+        "opt_clean -purge", f"tee -q -o cells.json stat -json -liberty {file}"], verilog)
+    return float(stat["design"]["area"]) / min(map(float, nands))
 
 
 def _instances(verilog: str, top: str) -> dict[str, str]:
@@ -150,6 +179,12 @@ def _instances(verilog: str, top: str) -> dict[str, str]:
 
 def _run(passes: Sequence[str], verilog: str) -> dict[str, Counter[str]]:
     """Let Yosys run passes on a design; returns how often each cell occurs in each module, submodules apart."""
+    modules = _stat(passes, verilog)["modules"]
+    return {name.removeprefix("\\"): Counter(module["num_cells_by_type"]) for name, module in modules.items()}
+
+
+def _stat(passes: Sequence[str], verilog: str) -> Any:
+    """Let Yosys run passes on a design, the last of which writes what it counted to a file."""
     found = find_yosys()
     assert found is not None
     with tempfile.TemporaryDirectory(prefix="nomul-synth-") as folder:
@@ -160,8 +195,7 @@ def _run(passes: Sequence[str], verilog: str) -> dict[str, Counter[str]]:
         if done.returncode or not counts.exists():
             lines = [line for line in (done.stdout + done.stderr).splitlines() if "ERROR" in line]
             raise SynthesisError(lines[-1] if lines else f"Yosys ended with status {done.returncode}")
-        stat = json.loads(counts.read_text(encoding="utf-8"))
-    return {name.removeprefix("\\"): Counter(module["num_cells_by_type"]) for name, module in stat["modules"].items()}
+        return json.loads(counts.read_text(encoding="utf-8"))
 
 
 def _cost(cells: Counter[str], family: Family, modules: set[str]) -> Cost:

@@ -3,6 +3,7 @@
 
 import importlib.util
 import re
+import shutil
 import subprocess
 from functools import cache
 from importlib import resources
@@ -16,7 +17,7 @@ from amaranth.lib.wiring import In, Out
 from nomul_hw.fabric import FABRICS, fabric_sum, factors
 from nomul_hw.formats import FORMATS, MAX_MULTIPLES, WeightFormat
 from nomul_hw.lint import find_yosys
-from nomul_hw.pe import Multiples, WeightDecoder, plain_sum
+from nomul_hw.pe import Multiples, ProcessingElement, WeightDecoder, plain_sum
 from nomul_hw.product import ProductForm
 from nomul_hw.verilog import to_verilog
 
@@ -124,3 +125,66 @@ STEPS = [pytest.param(form, lanes, family, id=f"{family}-{form.format.name}-{for
 def test_step(form, lanes, family, tmp_path):
     """With the family's cells, the sum of an element is that of the plain form: all codes, activations and sums."""
     check_step(form, lanes, family, tmp_path)
+
+
+def run_both(form: ProductForm, lanes: int, pipeline: int, row: int, family: str, folder: Path) -> None:
+    """Let Icarus run an element of a family beside the plain one: random weights, strobes, activations and sums."""
+    iverilog = shutil.which("iverilog")
+    if iverilog is None:
+        pytest.skip("no Icarus")
+    modules = []
+    for name, of in (("plain", None), ("made", family)):
+        element = ProcessingElement(
+            product=form, lanes=lanes, act_bits=8, psum_in_bits=form.sum_bits(row * lanes, 8) if row else 0,
+            psum_out_bits=form.sum_bits((row + 1) * lanes, 8), pipeline=pipeline, family=of)
+        modules.append(to_verilog(element, name))
+    above = f".psum_i(sum[{form.sum_bits(row * lanes, 8) - 1}:0])," if row else ""
+    words = [form.pack(level) for level in form.format.levels]
+    table = "".join(f"{index}: word = {form.control_bits}'d{word};" for index, word in enumerate(words))
+    # Multiples are random bits: whatever they are, an element selects, shifts and adds them.
+    (folder / "bench.v").write_text("".join(modules) + f"""
+module bench;
+  reg clk = 0, load, swap;
+  reg [{element.act_bundle_bits - 1}:0] act;
+  reg [{element.weight_bits - 1}:0] weight;
+  reg [31:0] sum;
+  wire [{len(element.psum_o) - 1}:0] first, second;
+  plain a(.clk(clk), .rst(1'b0), .act_i(act), {above} .load_i(load), .swap_i(swap), .weight_i(weight), .psum_o(first));
+  made b(.clk(clk), .rst(1'b0), .act_i(act), {above} .load_i(load), .swap_i(swap), .weight_i(weight), .psum_o(second));
+  function [{form.control_bits - 1}:0] word(input integer index); case (index) {table} endcase endfunction
+  integer cycle, lane, wrong = 0, seed = 1;
+  initial begin
+    for (cycle = 0; cycle < 3000; cycle = cycle + 1) begin
+      for (lane = 0; lane < {lanes}; lane = lane + 1) begin
+        weight[lane * {form.control_bits} +: {form.control_bits}] = word($unsigned($random(seed)) % {len(words)});
+        act[lane * {sum(element.widths)} +: {sum(element.widths)}] = {{$random(seed), $random(seed)}};
+      end
+      sum = $random(seed);
+      load = $random(seed) | cycle < 8;
+      swap = $random(seed) | cycle < 8;
+      #1 clk = 1;
+      #1 if (cycle > 8 && first !== second) wrong = wrong + 1;
+      clk = 0;
+    end
+    $display("%0d wrong", wrong);
+  end
+endmodule
+""", encoding="utf-8")
+    subprocess.run([iverilog, "-g2005", "-s", "bench", "-o", "bench", "bench.v"], cwd=folder, check=True)
+    done = subprocess.run(["vvp", "-n", "bench"], cwd=folder, capture_output=True, text=True, check=True)
+    assert done.stdout == "0 wrong\n"
+
+
+@pytest.mark.parametrize("form, lanes, pipeline, row, family", [
+    pytest.param(form, lanes, pipeline, row, family,
+                 id=f"{family}-{form.format.name}-{form.kind}-{lanes}-{pipeline}-row{row}")
+    for name, kind, lanes, pipeline, row, family in (
+        ("ternary", "shift", 1, 1, 1, "ecp5"), ("pot4z", "shift", 1, 1, 1, "ecp5"), ("exp5", "shift", 1, 1, 0, "ecp5"),
+        ("ternary", "shift", 8, 3, 1, "ecp5"), ("binary", "shift", 5, 2, 1, "ecp5"), ("pot3z", "shift", 6, 1, 0, "ecp5"),
+        ("int8", "multiplier", 1, 2, 1, "ecp5"), ("int4", "multiplier", 3, 3, 0, "ecp5"),
+        ("exp4", "shift", 1, 1, 1, "xilinx"), ("int4", "multiplier", 2, 2, 1, "gowin"),
+        ("pot4", "shift", 3, 3, 1, "ice40"),
+    ) for form in [ProductForm(FORMATS[name], kind)]])
+def test_registers(form, lanes, pipeline, row, family, tmp_path):
+    """An element with registers and strobes does in every cycle what the plain one does."""
+    run_both(form, lanes, pipeline, row, family, tmp_path)

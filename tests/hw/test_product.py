@@ -59,7 +59,7 @@ def test_raw_product_bit_by_bit(form):
             total = 0
             for term, negative, nonzero, shift, select in controls:
                 mask = -1 if negative else 0
-                total += ((term.bases[select] * x ^ mask) & (-1 if nonzero else 0)) << (shift + term.offset)
+                total += ((term.bases[select] * x << shift) & (-1 if nonzero else 0) ^ mask) << term.offset
             assert total == form.raw(level, x)
 
 
