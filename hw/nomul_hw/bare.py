@@ -1,5 +1,7 @@
 """Elements by themselves, to be measured: one, or a column of them as an array builds it."""
 
+from itertools import pairwise
+
 from amaranth.hdl import Module, Signal, signed
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
@@ -77,7 +79,7 @@ class Column(wiring.Component):
     def __init__(self, form: ProductForm, lanes: int, family: str | None, rows: int, plain: bool = False):
         widths = [0, *(form.sum_bits((row + 1) * lanes, _ACT_BITS) for row in range(rows))]
         self.elements = [bare_element(form, lanes, family, above, below, plain)
-                         for above, below in zip(widths, widths[1:], strict=False)]
+                         for above, below in pairwise(widths)]
         first = self.elements[0]
         self.ports = {"act_i": first.act_bundle_bits, "load_i": 1, "swap_i": 1, "weight_i": first.weight_bits}
         self.outputs = {"act_o": first.act_bundle_bits, "load_o": 1, "swap_o": 1}

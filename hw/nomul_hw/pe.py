@@ -5,11 +5,12 @@ a select in front of it where a format has several odd multiples, and a sum of B
 It never multiplies and never negates: see :mod:`nomul_hw.product`.
 """
 
-from amaranth.hdl import Cat, Const, Module, Mux, Signal, signed
+from amaranth.hdl import Cat, Const, Module, Signal, signed
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
-from .fabric import FABRICS, Factor, choose, fabric_sum, factors, fields, multiple_bits, odd_part
+from .adders import Factor, choose, fabric_sum, factors, fields, multiple_bits, odd_part
+from .fabric import FABRICS
 from .product import ProductForm
 
 __all__ = ["Multiples", "ProcessingElement", "WeightDecoder", "balanced_sum", "plain_sum",

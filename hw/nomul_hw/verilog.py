@@ -30,9 +30,9 @@ from amaranth.hdl import Cat, ClockSignal, Const, Fragment, Instance, Module
 from amaranth.lib import wiring
 from amaranth.lib.memory import Memory
 
+from .adders import ADDER
 from .config import ArrayConfig
 from .contents import Contents
-from .fabric import ADDER
 from .lint import LintReport, lint_verilog
 
 __all__ = ["GenerateError", "Generated", "Netlist", "Port", "YosysError", "generate", "merge_modules", "to_netlist",

@@ -169,8 +169,7 @@ def _cached(parts: Iterable[str], element: Element, lanes: int, rows: int | None
 
 def _table(rows: Sequence[Measured]) -> str:
     """For people: one line per element and family, with its ratios to the multipliers there."""
-    lines = [f"{'element':14} {'family':7} {'lanes':>5} {'LUT':>7} {'carry':>7} {'FF':>6} {'area':>7} {'column':>7} "
-             f"{'/ int8 *':>9} {'/ Booth8':>9} {'/ Booth4':>9}"]
+    lines = ["element        family  lanes     LUT   carry     FF    area  column  / int8 *  / Booth8  / Booth4"]
     size = {(row.element, row.family, row.lanes): row.area or row.lut for row in rows}
     for row in rows:
         ratios = (size.get((name, row.family, row.lanes)) for name in ("int8_plain", "int8_booth", "int4_booth"))

@@ -24,11 +24,11 @@ NETWORK_CONFIGS: tuple[ArrayConfig, ...] = tuple(ArrayConfig(**values) for value
     {"format": "pot3", "rows": 2, "cols": 4, "lanes": 2, "weights": "stream", "memory": _large(9, weights=3)},
 ))
 
-#: All arrays: every format and kind of processing element, square, rectangular and single arrays, 1 to 8 lanes, 1 to
-#: 3 gain terms, as many requantization lanes as go or fewer, activations of 2, 4 and 8 bits, accumulators from just
-#: enough to the most, no to three registers on the way of a product, window units of one to nine groups of taps, planes with and without shifts, weights kept and
-#: streamed through a large and a tiny queue, and memories of no round size, some so few accumulators that layers run
-#: as strips.
+#: All arrays: every format and kind of processing element, square, rectangular and single arrays, 1 to 8 lanes, 1 to 3
+#: gain terms, as many requantization lanes as go or fewer, activations of 2, 4 and 8 bits, accumulators from just
+#: enough to the most, no to three registers on the way of a product, window units of one to nine groups of taps,
+#: planes with and without shifts, weights kept and streamed through a large and a tiny queue, and memories of no round
+#: size, some so few accumulators that layers run as strips.
 CONFIGS: tuple[ArrayConfig, ...] = (*NETWORK_CONFIGS, *(ArrayConfig(**values) for values in (  # type: ignore[arg-type]
     {"format": "binary", "rows": 2, "cols": 4, "lanes": 8, "pipeline": 3, "acc_bits": 20, "plane_shift": 1},
     {"format": "ternary", "rows": 1, "cols": 1, "memory": MemoryConfig(accumulators=20, lines=5)},

@@ -14,7 +14,8 @@ from amaranth.hdl import Module, signed
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
-from nomul_hw.fabric import FABRICS, fabric_sum, factors
+from nomul_hw.adders import fabric_sum, factors
+from nomul_hw.fabric import FABRICS
 from nomul_hw.formats import FORMATS, MAX_MULTIPLES, WeightFormat
 from nomul_hw.lint import find_yosys
 from nomul_hw.pe import Multiples, ProcessingElement, WeightDecoder, plain_sum
@@ -71,8 +72,8 @@ def prove(folder: Path, passes: list[str], **files: str) -> None:
 
 def equal(first: str, second: str) -> list[str]:
     """Passes that prove two modules without registers equal."""
-    return [f"miter -equiv -flatten -make_assert {first} {second} miter", "hierarchy -top miter", "techmap", "opt -full",
-            "sat -verify -prove-asserts miter"]
+    return [f"miter -equiv -flatten -make_assert {first} {second} miter", "hierarchy -top miter", "techmap",
+            "opt -full", "sat -verify -prove-asserts miter"]
 
 
 @cache
@@ -180,7 +181,8 @@ endmodule
                  id=f"{family}-{form.format.name}-{form.kind}-{lanes}-{pipeline}-row{row}")
     for name, kind, lanes, pipeline, row, family in (
         ("ternary", "shift", 1, 1, 1, "ecp5"), ("pot4z", "shift", 1, 1, 1, "ecp5"), ("exp5", "shift", 1, 1, 0, "ecp5"),
-        ("ternary", "shift", 8, 3, 1, "ecp5"), ("binary", "shift", 5, 2, 1, "ecp5"), ("pot3z", "shift", 6, 1, 0, "ecp5"),
+        ("ternary", "shift", 8, 3, 1, "ecp5"), ("binary", "shift", 5, 2, 1, "ecp5"),
+        ("pot3z", "shift", 6, 1, 0, "ecp5"),
         ("int8", "multiplier", 1, 2, 1, "ecp5"), ("int4", "multiplier", 3, 3, 0, "ecp5"),
         ("exp4", "shift", 1, 1, 1, "xilinx"), ("int4", "multiplier", 2, 2, 1, "gowin"),
         ("pot4", "shift", 3, 3, 1, "ice40"),
