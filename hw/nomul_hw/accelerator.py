@@ -152,7 +152,7 @@ class Accelerator(wiring.Component):
             host.bank_word.eq(word),
         ]
         is_conv = Signal()
-        m.d.comb += is_conv.eq(layer.op == LayerOp.CONV)
+        m.d.sync += is_conv.eq(layer.op == LayerOp.CONV)  # known before the layer's first word comes from memory
         at_memory = _delay(m, "memory", generator.token, 1)
         at_word = _delay(m, "word", at_memory, 1)
         m.d.comb += [
@@ -163,7 +163,7 @@ class Accelerator(wiring.Component):
         ]
         if config.memory.lines:
             is_window = Signal()
-            m.d.comb += is_window.eq((layer.op == LayerOp.DEPTHWISE) | (layer.op == LayerOp.MAX_WINDOW))
+            m.d.sync += is_window.eq(layer.op.matches(LayerOp.DEPTHWISE, LayerOp.MAX_WINDOW))
             place_at_memory = _delay(m, "place", generator.window, 1)
             m.submodules.window_unit = window = WindowUnit(config)
             # The left word of a pair comes from the write port of the input's bank.

@@ -50,11 +50,14 @@ class Family:
     ----------
     synthesis : str
         Yosys' command, less the name of the top module.
+    apart : str
+        The command's options by which modules stay apart, and ports without pads: to count cells.
     cells : mapping of str to Cost
         What each cell of the result occupies.
     """
 
     synthesis: str
+    apart: str
     cells: Mapping[str, Cost]
 
 
@@ -71,7 +74,7 @@ def _flip_flops(prefix: str, *kinds: str) -> Mapping[str, Cost]:
 #: which it is written, so that no logic needs to make up for what a block RAM does then.
 FAMILIES: Mapping[str, Family] = {
     "ecp5": Family(
-        "synth_ecp5 -noflatten -nowidelut -no-rw-check",
+        "synth_ecp5 -nowidelut -no-rw-check", "-noflatten",
         {
             "LUT4": Cost(lut=1),
             "CCU2C": Cost(lut=2, carry=2),
@@ -82,7 +85,7 @@ FAMILIES: Mapping[str, Family] = {
         },
     ),
     "ice40": Family(
-        "synth_ice40 -noflatten -no-rw-check",
+        "synth_ice40 -no-rw-check", "-noflatten",
         {
             "SB_LUT4": Cost(lut=1),
             "SB_CARRY": Cost(),  # in the same logic cell as the LUT that adds
@@ -92,7 +95,7 @@ FAMILIES: Mapping[str, Family] = {
         },
     ),
     "xilinx": Family(
-        "synth_xilinx -family xc7 -nowidelut -noiopad -noclkbuf",
+        "synth_xilinx -family xc7 -nowidelut", "-noiopad -noclkbuf",
         {
             **_each(Cost(lut=1), *(f"LUT{inputs}" for inputs in range(1, 7)), "INV", "SRL16E", "SRLC32E"),
             "CARRY4": Cost(),  # behind LUTs, which are counted
@@ -105,7 +108,7 @@ FAMILIES: Mapping[str, Family] = {
         },
     ),
     "gowin": Family(
-        "synth_gowin -noflatten -nowidelut -noiopads -no-rw-check",
+        "synth_gowin -nowidelut -no-rw-check", "-noflatten -noiopads",
         {
             **_each(Cost(lut=1), *(f"LUT{inputs}" for inputs in range(1, 5))),
             "ALU": Cost(lut=1, carry=1),

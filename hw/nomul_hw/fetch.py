@@ -88,10 +88,16 @@ class AddressGenerator(wiring.Component):
         hold = Signal(len(layer.hold))
         pixel = Signal.like(token.pixel)
 
-        is_conv, is_window = Signal(), Signal()
-        m.d.comb += is_conv.eq(layer.op == LayerOp.CONV)
-        if self.config.memory.lines:
-            m.d.comb += is_window.eq((layer.op == LayerOp.DEPTHWISE) | (layer.op == LayerOp.MAX_WINDOW))
+        # Whether a word is issued decides about every register in here, in the same cycle. What can be known a cycle
+        # before stands in a register: what kind of layer it is, and whether the walk is held.
+        is_conv, is_window, is_depthwise = Signal(), Signal(), Signal()
+        with m.If(self.start):
+            m.d.sync += is_conv.eq(self.upcoming.op == LayerOp.CONV)
+            if self.config.memory.lines:
+                m.d.sync += [
+                    is_depthwise.eq(self.upcoming.op == LayerOp.DEPTHWISE),
+                    is_window.eq(self.upcoming.op.matches(LayerOp.DEPTHWISE, LayerOp.MAX_WINDOW)),
+                ]
         # A loop's index is at its start from power-up on, and whenever it was at its end before.
         at_start, at_end = Signal(LOOPS, init=-1), Signal(LOOPS)
         single = Signal(LOOPS)  # loops of one iteration
@@ -102,8 +108,6 @@ class AddressGenerator(wiring.Component):
             for plane in range(MAX_PLANES):
                 with m.Case(plane):
                     m.d.comb += shifts.eq(layer.shifts[plane])
-        is_depthwise = Signal()
-        m.d.comb += is_depthwise.eq(is_window & (layer.op == LayerOp.DEPTHWISE))
         m.d.comb += [
             token.first.eq(Mux(is_conv, at_start[2:6].all(), at_start[0:2].all())),
             token.last.eq(Mux(is_conv, at_end[2:6].all(), at_end[0:2].all())),
@@ -137,7 +141,6 @@ class AddressGenerator(wiring.Component):
 
         holding, blocked = Signal(), Signal()
         m.d.comb += [
-            holding.eq(hold != 0),
             blocked.eq(token.tile & ~self.weights_ready),
             token.valid.eq(self.running & ~holding & ~blocked),
             self.holds.eq(self.running & holding),
@@ -145,9 +148,9 @@ class AddressGenerator(wiring.Component):
         ]
 
         with m.If(token.valid & token.last):
-            m.d.sync += hold.eq(layer.hold)
+            m.d.sync += [hold.eq(layer.hold), holding.eq(layer.hold != 0)]
         with m.Elif(holding):
-            m.d.sync += hold.eq(hold - 1)
+            m.d.sync += [hold.eq(hold - 1), holding.eq(hold != 1)]
 
         # A pixel ends with its word in a convolution's pass, with its last tap in a pool.
         with m.If(token.valid & (is_conv | token.last)):
@@ -180,7 +183,7 @@ class AddressGenerator(wiring.Component):
         places = [(self.address, "step", self.upcoming.in_address), (x, "x_step", self.upcoming.x_start),
                   (y, "y_step", self.upcoming.y_start)]
         for place, step, first in places:
-            moves = [(self.start, first), *((steps[level], layer[f"{step}_{level}"]) for level in range(LOOPS))]
+            moves = [(~self.running, first), *((steps[level], layer[f"{step}_{level}"]) for level in range(LOOPS))]
             move = Signal(len(place), name=f"next_{step}")
             m.d.comb += move.eq(reduce(or_, (
                 value[:len(place)].as_unsigned() & chosen.replicate(len(place)) for chosen, value in moves)))
@@ -188,7 +191,7 @@ class AddressGenerator(wiring.Component):
                 m.d.sync += place.eq(place + move)
 
         with m.If(self.start):
-            m.d.sync += [self.running.eq(1), hold.eq(0)]
+            m.d.sync += [self.running.eq(1), holding.eq(0)]
         with m.If(token.valid & token.layer_last):
             m.d.sync += [self.running.eq(0), *(place.eq(0) for place, _, _ in places)]
         return m

@@ -86,7 +86,8 @@ class OutputStage(wiring.Component):
         most_chunks = max(config.column_chunks, config.word_chunks)
 
         is_conv = Signal()
-        m.d.comb += is_conv.eq(layer.op == LayerOp.CONV)
+        with m.If(self.start):
+            m.d.sync += is_conv.eq(self.upcoming.op == LayerOp.CONV)
 
         # A vector arrives; its chunks are taken in this and the following cycles.
         arrived = Signal(token_layout(config))

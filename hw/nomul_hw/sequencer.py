@@ -148,13 +148,18 @@ class Sequencer(wiring.Component):
         return m
 
     def _count(self, m: Module, begin, because):
-        """Count cycles by cause in a small memory, one word a cause: there is exactly one in every cycle of a run."""
+        """Count cycles by cause in a small memory, one word a cause: there is exactly one in every cycle of a run.
+
+        A cycle is counted in the one after it. Nobody can ask for the counts so soon.
+        """
         m.submodules.counters = memory = Memory(shape=HOST_BITS, depth=1 << len(self.cause), init=[])
         read, write = memory.read_port(domain="comb"), memory.write_port()
 
         # A run begins with as many cycles of control as there are words: meanwhile they are cleared, one after another.
         clearing, cleared = Signal(), Signal.like(self.cause)
-        with m.If(begin):
+        began, counting = Signal(), Signal()
+        m.d.sync += [began.eq(begin), counting.eq(self.busy)]
+        with m.If(began):
             m.d.sync += [clearing.eq(1), cleared.eq(0)]
         with m.Elif(clearing):
             m.d.sync += [clearing.eq(~cleared.all()), cleared.eq(cleared + 1)]
@@ -163,11 +168,11 @@ class Sequencer(wiring.Component):
         cause = Signal.like(self.cause)
         for index, name in enumerate(CAUSES):
             with m.If(because[name]):
-                m.d.comb += cause.eq(index)
+                m.d.sync += cause.eq(index)
         m.d.comb += [
-            read.addr.eq(Mux(self.busy, cause, self.cause)),
+            read.addr.eq(Mux(counting, cause, self.cause)),
             self.cycles.eq(read.data),
-            write.en.eq(self.busy),
+            write.en.eq(counting),
             write.addr.eq(Mux(clearing, cleared, cause)),
             write.data.eq(Mux(clearing, first, read.data + 1)),
         ]

@@ -18,7 +18,8 @@ from typing import Any
 from .families import FAMILIES, Cost, Family
 from .lint import find_yosys
 
-__all__ = ["TOP", "Synthesis", "SynthesisError", "cell_area", "synthesize", "yosys_version"]
+__all__ = ["TOP", "Synthesis", "SynthesisError", "cell_area", "run_yosys", "synthesize", "top_instances",
+           "yosys_version"]
 
 #: Row of what belongs to the top module itself.
 TOP = "top"
@@ -123,16 +124,16 @@ def synthesize(verilog: str, top: str, family: str = "ecp5", options: str = "") 
     if family not in FAMILIES:
         raise ValueError(f"family must be one of {', '.join(FAMILIES)}, not {family!r}")
     version, chips = yosys_version(), FAMILIES[family]
-    instances = _instances(verilog, top)
+    instances = top_instances(verilog, top)
     kept = " ".join(sorted(set(instances.values())))
     passes = [
         f"hierarchy -top {top}",  # not yet checked: a family's own cells are unknown until its synthesis begins
         *([f"setattr -mod -set keep_hierarchy 1 {kept}"] if kept else []),
         # ABC's results come back under the wires' names: those of a structure's members clash with the structure's.
         "rename -hide w:*", "flatten", "rename -hide w:*",
-        f"{chips.synthesis} {options} -top {top}".replace("  ", " "),
+        " ".join(filter(None, [chips.synthesis, chips.apart, options, "-top", top])),
     ]
-    counted = _run([*passes, "tee -q -o cells.json stat -json"], verilog)
+    counted = _count(run_yosys([*passes, "tee -q -o result stat -json"], verilog))
     modules = {name: _cost(counted[module], chips, set(instances.values())) for name, module in instances.items()}
     modules[TOP] = _cost(counted[top], chips, set(instances.values()))
     ordered = dict(sorted(modules.items(), key=lambda item: item[1].lut, reverse=True))
@@ -160,14 +161,20 @@ def cell_area(verilog: str, top: str, liberty: Path) -> float:
     if not nands:
         raise SynthesisError(f"{liberty}: has no cell NAND2")
     file = liberty.absolute().as_posix()
-    stat = _stat([
+    stat = json.loads(run_yosys([
         f"hierarchy -top {top}", f"synth -flatten -top {top}", f"dfflibmap -liberty {file}", f"abc -liberty {file}",
-        "opt_clean -purge", f"tee -q -o cells.json stat -json -liberty {file}"], verilog)
+        "opt_clean -purge", f"tee -q -o result stat -json -liberty {file}"], verilog))
     return float(stat["design"]["area"]) / min(map(float, nands))
 
 
-def _instances(verilog: str, top: str) -> dict[str, str]:
-    """Modules that the top module instantiates, by the instance's name."""
+def top_instances(verilog: str, top: str) -> dict[str, str]:
+    """Modules that the top module instantiates, by the instance's name.
+
+    Raises
+    ------
+    SynthesisError
+        If there is no such top module.
+    """
     modules = set(re.findall(r"^module (\w+)", verilog, re.MULTILINE))
     body = re.search(rf"^module {top}\b.*?^endmodule", verilog, re.MULTILINE | re.DOTALL)
     if body is None:
@@ -177,25 +184,34 @@ def _instances(verilog: str, top: str) -> dict[str, str]:
     return {name: module for module, name in found if module in modules}
 
 
-def _run(passes: Sequence[str], verilog: str) -> dict[str, Counter[str]]:
-    """Let Yosys run passes on a design; returns how often each cell occurs in each module, submodules apart."""
-    modules = _stat(passes, verilog)["modules"]
-    return {name.removeprefix("\\"): Counter(module["num_cells_by_type"]) for name, module in modules.items()}
+def run_yosys(passes: Sequence[str], verilog: str) -> str:
+    """Let Yosys run passes on a design; returns what they write to the file ``result``.
 
+    Every call is a process of its own: what Yosys makes of a design depends on what it did before.
 
-def _stat(passes: Sequence[str], verilog: str) -> Any:
-    """Let Yosys run passes on a design, the last of which writes what it counted to a file."""
+    Raises
+    ------
+    SynthesisError
+        If Yosys is missing or fails.
+    """
+    yosys_version()
     found = find_yosys()
     assert found is not None
     with tempfile.TemporaryDirectory(prefix="nomul-synth-") as folder:
         (Path(folder) / "design.v").write_text(verilog, encoding="utf-8")
         done = subprocess.run([*found.program, "-p", ";".join(["read_verilog design.v", *passes])], cwd=folder,
                               capture_output=True, text=True, errors="replace", check=False)
-        counts = Path(folder) / "cells.json"
-        if done.returncode or not counts.exists():
+        result = Path(folder) / "result"
+        if done.returncode or not result.exists():
             lines = [line for line in (done.stdout + done.stderr).splitlines() if "ERROR" in line]
             raise SynthesisError(lines[-1] if lines else f"Yosys ended with status {done.returncode}")
-        return json.loads(counts.read_text(encoding="utf-8"))
+        return result.read_text(encoding="utf-8")
+
+
+def _count(stat: str) -> dict[str, Counter[str]]:
+    """How often each cell occurs in each module, submodules apart."""
+    modules = json.loads(stat)["modules"]
+    return {name.removeprefix("\\"): Counter(module["num_cells_by_type"]) for name, module in modules.items()}
 
 
 def _cost(cells: Counter[str], family: Family, modules: set[str]) -> Cost:

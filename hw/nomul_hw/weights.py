@@ -90,14 +90,16 @@ class WeightLoader(wiring.Component):
         if config.memory.lines:
             m.d.comb += next_depthwise.eq(Mux(first, self.upcoming.op, self.layer.op) == LayerOp.DEPTHWISE)
         wait = Signal(range(config.window_tile_cycles if config.memory.lines else config.tile_cycles))
-        m.d.comb += self.due.eq(wait == 0)
+        due = Signal(init=1)
+        m.d.comb += self.due.eq(due)
         with m.If(begin):
             m.d.sync += [
                 wait.eq(Mux(next_depthwise, config.window_tile_cycles - 1, config.tile_cycles - 1)),
                 depthwise.eq(next_depthwise),
+                due.eq(0),
             ]
-        with m.Elif(wait != 0):
-            m.d.sync += wait.eq(wait - 1)
+        with m.Elif(~due):
+            m.d.sync += [wait.eq(wait - 1), due.eq(wait == 1)]
 
         # One bit walks along the rows.
         row, onward = Signal(self.words_of_tile), Signal(self.words_of_tile)

@@ -18,20 +18,22 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import nomul_hw.synth
+from nomul_hw.config import ArrayConfig
 from nomul_hw.fabric import FABRICS
+from nomul_hw.families import FAMILIES as CHIPS
 from nomul_hw.families import Cost
 from nomul_hw.formats import get_format
+from nomul_hw.pnr import default_device, nextpnr_version, place_and_route
 from nomul_hw.product import ProductForm
 from nomul_hw.synth import SynthesisError, cell_area, synthesize, yosys_version
 
 from .cache import cached, content_hash
 
-__all__ = ["ELEMENTS", "FAMILIES", "LANES", "Element", "Measured", "main", "measure"]
+__all__ = ["ELEMENTS", "FAMILIES", "LANES", "Element", "Measured", "clocks", "main", "measure"]
 
 #: Widths of the comparison: of activations, and of the sum from above.
 ACT_BITS, SUM_BITS = 8, 24
@@ -41,6 +43,9 @@ ROWS = 16
 
 #: Products of an element.
 LANES = (1, 8)
+
+#: Seeds of placements, and the clock in MHz that they work towards.
+SEEDS, CLOCK = (1, 2, 3), 250.0
 
 #: What elements are made of: chips, and standard cells, which need a library.
 FAMILIES = (*FABRICS, "cells")
@@ -96,6 +101,9 @@ class Measured:
         Per product, in areas of the library's smallest NAND of two inputs; 0 on chips.
     column_lut : float
         LUTs per product in a column of 16 elements; of one lane only, else 0.
+    fmax : dict of int to float
+        Clock of an array by its registers (``array.pipeline``), in MHz: 4x4 elements of one product, or 2x2 of eight;
+        the median of the seeds.
     """
 
     element: str
@@ -106,6 +114,7 @@ class Measured:
     ff: float = 0
     area: float = 0
     column_lut: float = 0
+    fmax: dict[int, float] = field(default_factory=dict)
 
 
 def _verilog(element: Element, lanes: int, rows: int | None, family: str | None) -> str:
@@ -155,6 +164,40 @@ def measure(element: Element, family: str, lanes: int, liberty: Path | None = No
     return Measured(element.name, family, lanes, one.lut / lanes, one.carry / lanes, one.ff / lanes, column_lut=mean)
 
 
+def clocks(element: Element, family: str, lanes: int, seeds: Sequence[int] = SEEDS) -> dict[int, float]:
+    """Place and route an array, without registers and with all; or find the results in the cache.
+
+    Returns
+    -------
+    dict
+        Median of the seeds in MHz, by ``array.pipeline``.
+
+    Raises
+    ------
+    nomul_hw.synth.SynthesisError
+        If a tool is missing or fails.
+    ValueError
+        If nothing places and routes the family.
+    """
+    from nomul_hw.array import SystolicArray
+    from nomul_hw.verilog import to_verilog
+
+    found, size = {}, 4 if lanes == 1 else 2
+    device = default_device(family)
+    for pipeline in (0, element.form.max_pipeline(lanes)):
+        config = ArrayConfig(element.form.format, size, size, lanes, element.kind, pipeline=pipeline, acc_bits=32)
+        verilog = to_verilog(SystolicArray(config, family), "element")
+
+        def make(path: Path, verilog: str = verilog) -> None:
+            routing = place_and_route(verilog, "element", device, clock=CLOCK, seeds=seeds)
+            path.write_text(json.dumps(sorted(routing.clocks.values())), encoding="utf-8")
+
+        key = content_hash(verilog, device, str(seeds), str(CLOCK), yosys_version(), nextpnr_version(family))
+        reached = json.loads(cached("clocks", f"{key}.json", make).read_text(encoding="utf-8"))
+        found[pipeline] = reached[len(reached) // 2]
+    return found
+
+
 def _cached(parts: Iterable[str], element: Element, lanes: int, rows: int | None, family: str | None,
             count: Callable[[str], Any]) -> Any:
     verilog = _verilog(element, lanes, rows, None if element.kind == "*" else family)
@@ -162,20 +205,21 @@ def _cached(parts: Iterable[str], element: Element, lanes: int, rows: int | None
     def make(path: Path) -> None:
         path.write_text(json.dumps(count(verilog)), encoding="utf-8")
 
-    how = Path(nomul_hw.synth.__file__).read_bytes()
+    how = CHIPS[family].synthesis if family else ""
     key = content_hash(verilog, element.kind, yosys_version(), how, *parts)
     return json.loads(cached("elements", f"{key}.json", make).read_text(encoding="utf-8"))
 
 
 def _table(rows: Sequence[Measured]) -> str:
     """For people: one line per element and family, with its ratios to the multipliers there."""
-    lines = ["element        family  lanes     LUT   carry     FF    area  column  / int8 *  / Booth8  / Booth4"]
+    lines = ["element        family  lanes     LUT   carry     FF    area  column  / int8 *  / Booth8  / Booth4  MHz"]
     size = {(row.element, row.family, row.lanes): row.area or row.lut for row in rows}
     for row in rows:
         ratios = (size.get((name, row.family, row.lanes)) for name in ("int8_plain", "int8_booth", "int4_booth"))
         shown = [f"{size[row.element, row.family, row.lanes] / other:.2f}" if other else "-" for other in ratios]
         lines.append(f"{row.element:14} {row.family:7} {row.lanes:5} {row.lut:7.2f} {row.carry:7.2f} {row.ff:6.2f} "
-                     f"{row.area:7.1f} {row.column_lut:7.2f} {shown[0]:>9} {shown[1]:>9} {shown[2]:>9}")
+                     f"{row.area:7.1f} {row.column_lut:7.2f} {shown[0]:>9} {shown[1]:>9} {shown[2]:>9}  "
+                     + ", ".join(f"{clock:.0f} ({pipeline})" for pipeline, clock in row.fmax.items()))
     return "\n".join(lines)
 
 
@@ -188,6 +232,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--lanes", action="append", type=int, choices=LANES, help="products of an element; 1 and 8")
     parser.add_argument("--liberty", type=Path, metavar="FILE.lib", help="standard cells, for --family cells")
     parser.add_argument("--no-column", action="store_true", help="leave out the product's own column")
+    parser.add_argument("--fmax", action="store_true", help="place and route arrays too: minutes for each")
     parser.add_argument("--write", type=Path, metavar="FILE.json", help="write what the documentation's tables show")
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args(arguments)
@@ -198,7 +243,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for lanes in options.lanes or LANES:
                 for name in options.format or names:
                     print(f"\r\033[K{family} {name} {lanes}", end="", file=sys.stderr, flush=True)
-                    rows.append(measure(names[name], family, lanes, options.liberty, column=not options.no_column))
+                    row = measure(names[name], family, lanes, options.liberty, column=not options.no_column)
+                    if options.fmax and names[name].kind != "*":
+                        row = replace(row, fmax=clocks(names[name], family, lanes))
+                    rows.append(row)
     except (SynthesisError, ValueError, OSError) as error:
         print(f"\n{error}", file=sys.stderr)
         return 1

@@ -1,17 +1,28 @@
-"""Synthesis of whole accelerators, each configuration once: see :mod:`nomul_hw.synth`."""
+"""Synthesis, place and route of whole accelerators, each once: :mod:`nomul_hw.synth`, :mod:`nomul_hw.pnr`."""
 
 import json
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
+import nomul_hw.families
+import nomul_hw.pnr
 import nomul_hw.synth
 from nomul_hw.config import ArrayConfig
 from nomul_hw.fabric import FABRICS
+from nomul_hw.pnr import DEVICES, Routing, nextpnr_version, place_and_route
 from nomul_hw.synth import Synthesis, synthesize, yosys_version
 
 from .cache import cached, content_hash
 from .verilated import ACCELERATOR, accelerator_verilog
 
-__all__ = ["synthesize_accelerator"]
+__all__ = ["route_accelerator", "synthesize_accelerator"]
+
+
+def _how() -> bytes:
+    """What decides how tools are run."""
+    return b"".join(Path(str(module.__file__)).read_bytes()
+                    for module in (nomul_hw.families, nomul_hw.synth, nomul_hw.pnr))
 
 
 def synthesize_accelerator(config: ArrayConfig, family: str = "ecp5") -> Synthesis:
@@ -30,6 +41,40 @@ def synthesize_accelerator(config: ArrayConfig, family: str = "ecp5") -> Synthes
     def make(path: Path) -> None:
         path.write_text(json.dumps(synthesize(verilog, ACCELERATOR, family).to_dict()), encoding="utf-8")
 
-    how = Path(nomul_hw.synth.__file__).read_bytes()
-    key = content_hash(verilog, family, version, how)
+    key = content_hash(verilog, family, version, _how())
     return Synthesis.from_dict(json.loads(cached("synthesis", f"{key}.json", make).read_text(encoding="utf-8")))
+
+
+def route_accelerator(config: ArrayConfig, device: str = "lfe5u-85f", *, package: str = "", speed: str = "",
+                      clock: float | None = None, seeds: Sequence[int] = (1,),
+                      progress: Callable[[str], None] | None = None) -> Routing:
+    """Place and route the accelerator for a configuration; what was done before, seed by seed, is in the cache.
+
+    Parameters are those of :func:`nomul_hw.pnr.place_and_route`.
+
+    Raises
+    ------
+    nomul_hw.synth.SynthesisError
+        If a tool is missing or fails.
+    ValueError
+        If there is no such device, or no seed.
+    """
+    if device not in DEVICES:
+        raise ValueError(f"device must be one of {', '.join(DEVICES)}, not {device!r}")
+    if not seeds:
+        raise ValueError("place and route needs a seed")
+    family = DEVICES[device].family
+    versions = yosys_version(), nextpnr_version(family)
+    verilog = accelerator_verilog(config, family=family if family in FABRICS else None)
+    results = []
+    for seed in seeds:
+        def make(path: Path, seed: int = seed) -> None:
+            result = place_and_route(verilog, ACCELERATOR, device, package=package, speed=speed, clock=clock,
+                                     seeds=[seed], progress=progress)
+            path.write_text(json.dumps(result.to_dict()), encoding="utf-8")
+
+        key = content_hash(verilog, device, package, speed, str(clock), str(seed), *versions, _how())
+        entry = cached("routing", f"{key}.json", make)
+        results.append(Routing.from_dict(json.loads(entry.read_text(encoding="utf-8"))))
+    best = max(results, key=lambda result: result.fmax)
+    return replace(best, clocks={seed: result.fmax for seed, result in zip(seeds, results, strict=True)})

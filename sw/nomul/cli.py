@@ -247,30 +247,73 @@ class FamilyName(StrEnum):
 @_explains_mistakes
 def synth(
     config: ConfigFile,
-    family: Annotated[FamilyName, typer.Option(help="Chips to synthesize for; xilinx: 7 series.")] = FamilyName.ecp5,
+    family: Annotated[FamilyName | None, typer.Option(
+        show_default=False, help="Chips to synthesize for: ecp5 unless a device says more; xilinx: 7 series.")] = None,
+    route: Annotated[bool, typer.Option("--route", help="Place and route, too: the highest clock, and the slowest path "
+                                                        "by module. Takes many minutes.")] = False,
+    clock: Annotated[str | None, typer.Option(
+        metavar="50MHz", show_default=False,
+        help="Place and route for this clock; exit code 1 if it is missed.")] = None,
+    device: Annotated[str | None, typer.Option(
+        metavar="NAME", show_default=False,
+        help="Place and route for this chip: lfe5u-25f, lfe5u-45f, lfe5u-85f, hx8k, up5k, gw1nr-9, gw2ar-18.")] = None,
+    package: Annotated[str, typer.Option(metavar="NAME", show_default=False,
+                                         help="The chip's package, other than the usual one.")] = "",
+    speed: Annotated[str, typer.Option(metavar="GRADE", show_default=False,
+                                       help="The chip's speed grade, other than the slowest.")] = "",
+    seeds: Annotated[int, typer.Option(metavar="N", min=1, help="Placements to try; the fastest counts.")] = 1,
     as_json: Json = False,
 ) -> None:
-    """Synthesize an accelerator with Yosys and say where the logic goes, module by module.
+    """Synthesize an accelerator with Yosys and say where the logic goes, module by module; and how fast it runs.
 
-    A 16x16 array takes some minutes; a configuration that was synthesized before is found in the cache.
-    Exit code 1 if there is a multiplier in the result.
+    A 16x16 array takes some minutes; what was done before is found in the cache. Exit code 1 if there is a multiplier
+    in the result, or if the clock is missed.
 
     \b
     Examples:
       nomul synth examples/exp4_16x16.toml
       nomul synth examples/ternary_16x16.toml --family xilinx --json
+      nomul synth examples/ternary_4x4.toml --family ice40 --clock 50MHz
     """
     from nomul_hw.config import load_config
-    from nomul_sim.synthesis import synthesize_accelerator
+    from nomul_hw.pnr import DEVICES, default_device
+    from nomul_sim.synthesis import route_accelerator, synthesize_accelerator
 
-    from .report import steps, synthesis_table
+    from .inputs import InputError, parse_clock
+    from .report import remark, routing_table, steps, synthesis_table
 
     array = load_config(config)
-    with steps(f"synthesize {array.name}"):
-        result = synthesize_accelerator(array, family.value)
-    _print({"name": array.name, "config_hash": array.hash, **result.to_dict()}, as_json,
-           lambda: synthesis_table(result))
-    if result.total.dsp:
+    megahertz = None if clock is None else parse_clock(clock)
+    if device is not None and device not in DEVICES:
+        raise InputError(f"--device takes one of {', '.join(DEVICES)}, not {device!r}")
+    chosen = family.value if family else DEVICES[device].family if device else FamilyName.ecp5.value
+    if route or clock or device or package or speed:
+        if device is None:
+            try:
+                device = default_device(chosen)
+            except ValueError as error:
+                raise InputError(str(error)) from None
+        if DEVICES[device].family != chosen:
+            raise InputError(f"{device} is a chip of the family {DEVICES[device].family}, not {chosen}")
+        for option, given, usual in (("--package", package, DEVICES[device].package),
+                                     ("--speed", speed, DEVICES[device].speed)):
+            if given and not usual:
+                raise InputError(f"{device} leaves no choice of {option}")
+    with steps(f"synthesize {array.name}") as tell:
+        result = synthesize_accelerator(array, chosen)
+        routing = None if device is None else route_accelerator(
+            array, device, package=package, speed=speed, clock=megahertz, seeds=range(1, seeds + 1), progress=tell)
+    data = {"name": array.name, "config_hash": array.hash, **result.to_dict()}
+    if routing is not None:
+        data |= {"routing": routing.to_dict(), "clock": megahertz,
+                 "macs_per_second": round(routing.fmax * 1e6) * array.macs_per_cycle}
+    _print(data, as_json, lambda: synthesis_table(result) if routing is None else
+           routing_table(result, routing, array.macs_per_cycle))
+    missed = routing is not None and megahertz is not None and routing.fmax < megahertz
+    if routing is not None and missed:
+        remark(f"the clock is missed: {routing.fmax:.1f} MHz of {megahertz:g} MHz, "
+               f"by a path through {', '.join(dict.fromkeys(routing.path.modules))}")
+    if result.total.dsp or missed:
         raise typer.Exit(1)
 
 

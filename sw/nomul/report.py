@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from nomul_hw.families import Cost
+    from nomul_hw.pnr import Routing
     from nomul_hw.synth import Synthesis
     from nomul_hw.verilog import Generated
 
@@ -293,6 +294,29 @@ def synthesis_table(result: "Synthesis") -> RenderableType:
     add("beside the array", result.beside)
     add("total", result.total)
     return Group(table, f"{result.family}, {result.tool}; carry: LUTs in carry cells, which are not logic")
+
+
+def routing_table(result: "Synthesis", routing: "Routing", macs_per_cycle: int) -> RenderableType:
+    """What was synthesized, what it takes up on the chip, the highest clock and the slowest path."""
+    kinds = [kind for kind, (used, _) in routing.used.items() if used > 1 and not kind.endswith(("IO", "IOB"))]
+    cells = _table("<module", *kinds)
+    for name, counts in routing.modules.items():
+        if any(kind in counts for kind in kinds):
+            cells.add_row(name, *(f"{counts.get(kind, 0):,}" for kind in kinds))
+    cells.add_section()
+    cells.add_row("total", *(f"{routing.used[kind][0]:,}" for kind in kinds), style="bold")
+    cells.add_row("of the chip's", *(_ratio(routing.used[kind][0] / routing.used[kind][1]) for kind in kinds))
+    path = routing.path
+    hops = _table("<slowest path", "cells", "ns")
+    for hop in path.hops:
+        hops.add_row(hop.module, str(hop.cells), f"{hop.delay:.2f}")
+    chip = " ".join(part for part in (routing.device, routing.package, routing.speed) if part)
+    clocks = ", ".join(f"{clock:.1f} (seed {seed})" for seed, clock in routing.clocks.items())
+    return Group(
+        synthesis_table(result), "", cells, f"{chip}: occupied after packing, with the harness; {routing.tools[1]}", "",
+        hops, f"from {path.source} to {path.sink}: {path.delay:.2f} ns, of which {path.wires:.2f} in wires", "",
+        f"highest clock: {routing.fmax:.1f} MHz, {routing.fmax * macs_per_cycle / 1e3:,.1f} GMAC/s; "
+        f"all seeds, MHz: {clocks}")
 
 
 def run_table(program: "Program | Schedule", result: "RunResult", *, most: int = 20) -> RenderableType:

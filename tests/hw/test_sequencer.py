@@ -96,6 +96,7 @@ async def run(ctx, dut: Sequencer, rng: np.random.Generator, first: int, program
         ctx.set(dut.done, 0)
         since_start = cycles + drain
     assert not ctx.get(dut.busy) and not ctx.get(dut.start)
+    await ctx.tick()  # the last cycle is counted in the one after it
     assert counted(ctx, dut) == spent
 
 

@@ -168,6 +168,37 @@ def test_synth():
     assert any("beside the array" in line and f"{data['beside']['lut']:,}" in line for line in lines)
 
 
+def test_synth_routes_and_misses_clocks(monkeypatch):
+    """What place and route says is tests/hw/test_pnr.py's; here it is 40 MHz, and done once per seed."""
+    from nomul_hw.pnr import Hop, Route, Routing
+
+    asked = []
+
+    def routed(verilog, top, device, *, seeds, clock, progress, **more):
+        asked.append((device, seeds, clock, more))
+        progress("place")
+        return Routing(device, "", "", ("Yosys", "nextpnr"), "nextpnr", {seeds[0]: 39.0 + seeds[0] % 2},
+                       Route("host.count", "array.sum", 25.0, 15.0, (Hop("host", 2, 10.0), Hop("array", 3, 15.0))),
+                       {"ICESTORM_LC": (70, 7680)}, {"host": {"ICESTORM_LC": 30}, "array": {"ICESTORM_LC": 40}})
+
+    monkeypatch.setattr("nomul_sim.synthesis.place_and_route", routed)
+    data = document("synth", "array.toml", "--family", "ice40", "--clock", "40MHz", "--seeds", "2")
+    assert asked == [("hx8k", [seed], 40.0, {"package": "", "speed": ""}) for seed in (1, 2)]
+    assert data["routing"]["clocks"] == {"1": 40.0, "2": 39.0} and data["routing"]["fmax"] == 40.0
+    assert data["macs_per_second"] == 40_000_000 * CONFIG.macs_per_cycle and data["clock"] == 40.0
+    assert data["routing"]["path"]["hops"][1]["module"] == "array"
+    failed = invoke("synth", "array.toml", "--device", "hx8k", "--clock", "40.1", code=1)
+    assert "the clock is missed: 40.0 MHz of 40.1 MHz, by a path through host, array" in failed.stderr
+    assert "highest clock: 40.0 MHz" in failed.stdout and "from host.count to array.sum" in failed.stdout
+    for message, *options in (
+        ("there is place and route for ecp5, ice40, gowin, not for xilinx", "--family", "xilinx", "--route"),
+        ("hx8k is a chip of the family ice40, not ecp5", "--family", "ecp5", "--device", "hx8k"),
+        ("hx8k leaves no choice of --speed", "--device", "hx8k", "--speed", "6"),
+        ("--device takes one of lfe5u-85f, lfe5u-45f", "--device", "hx1k"),
+    ):
+        assert message in invoke("synth", "array.toml", *options, code=2).stderr
+
+
 def test_report():
     invoke("quantize", "model.py:make", "--calibration", "x.npy", "--format", "pot3", "-o", "net.nomul")
     np.save("y.npy", np.zeros(20, dtype=np.int64))

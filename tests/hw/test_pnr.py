@@ -1,0 +1,111 @@
+"""Place and route: clocks are reached or missed, paths and cells belong to modules."""
+
+import json
+import subprocess
+
+import pytest
+
+from nomul_hw import pnr
+from nomul_hw.pnr import DEVICES, HARNESS, Routing, default_device, nextpnr_version, place_and_route
+from nomul_hw.synth import TOP, SynthesisError
+
+#: A counter that feeds an adder, with an instance whose name is a keyword.
+CHAIN = """
+module counter(clk, rst, en, q);
+  input clk;
+  input rst;
+  input en;
+  output [15:0] q;
+  reg [15:0] q = 0;
+  always @(posedge clk) if (rst) q <= 0; else if (en) q <= q + 1;
+endmodule
+module adder(clk, a, b, s);
+  input clk;
+  input [15:0] a;
+  input [15:0] b;
+  output s;
+  reg [16:0] sum;
+  always @(posedge clk) sum <= a + b;
+  assign s = ^sum;
+endmodule
+module chain(clk, rst, en, b, s);
+  input clk;
+  input rst;
+  input en;
+  input [15:0] b;
+  output s;
+  wire s;
+  wire [15:0] count;
+  wire odd;
+  reg last;
+  counter \\begin (
+    .clk(clk), .rst(rst), .en(en), .q(count)
+  );
+  adder add (
+    .clk(clk), .a(count), .b(b), .s(odd)
+  );
+  always @(posedge clk) last <= odd;
+  assign s = last;
+endmodule
+"""
+
+
+@pytest.mark.parametrize("device", ["lfe5u-25f", "hx8k", "gw1nr-9"])
+def test_modules_and_clock(device):
+    said = []
+    result = place_and_route(CHAIN, "chain", device, seeds=(1, 2), progress=said.append)
+    assert set(result.modules) >= {"begin", "add", TOP, HARNESS}
+    registers = {"TRELLIS_FF": 17, "DFF": 17, "ICESTORM_LC": 17}  # of the adder; in ice40 with the logic before them
+    kind = next(kind for kind in registers if kind in result.used)
+    assert registers[kind] <= result.modules["add"][kind] <= registers[kind] + 8
+    # nextpnr has a few cells of its own, and packs some away.
+    assert abs(sum(cells.get(kind, 0) for cells in result.modules.values()) - result.used[kind][0]) <= 2
+    assert all(used <= available for used, available in result.used.values())
+    assert set(result.clocks) == {1, 2} and result.fmax == max(result.clocks.values())
+    assert 1e3 / result.path.delay == pytest.approx(result.fmax, rel=0.05)
+    assert sum(hop.delay for hop in result.path.hops) == pytest.approx(result.path.delay, abs=0.05)
+    assert 0 < result.path.wires < result.path.delay
+    assert set(result.path.modules) <= set(result.modules)
+    assert result.path.source.split(".")[0] in result.path.modules or result.path.source.startswith(HARNESS)
+    assert f"synthesize for {device}" in said and any("MHz" in line for line in said)
+    assert Routing.from_dict(json.loads(json.dumps(result.to_dict()))) == result
+
+
+def test_a_faster_grade_is_faster():
+    slow, fast = (place_and_route(CHAIN, "chain", "lfe5u-25f", speed=speed).fmax for speed in ("6", "8"))
+    assert slow < fast
+
+
+def test_what_does_not_fit():
+    memory = ("module big(clk, i, o);\n  input clk;\n  input [39:0] i;\n  output [39:0] o;\n  reg [39:0] o;\n"
+              "  reg [39:0] m [65535:0];\n  always @(posedge clk) begin m[i[15:0]] <= i; o <= m[i[39:24]]; end\n"
+              "endmodule\n")
+    with pytest.raises(SynthesisError, match=r"^nextpnr: ERROR: "):
+        place_and_route(memory, "big", "up5k")
+
+
+def test_defaults():
+    assert [default_device(family) for family in ("ecp5", "ice40", "gowin")] == ["lfe5u-85f", "hx8k", "gw1nr-9"]
+    assert all(len(device.pins) in (0, 5) for device in DEVICES.values())
+    assert "nextpnr" in nextpnr_version("ecp5")
+
+
+def test_refusals(monkeypatch):
+    with pytest.raises(ValueError, match=r"^there is place and route for ecp5, ice40, gowin, not for xilinx$"):
+        default_device("xilinx")
+    with pytest.raises(ValueError, match=r"^device must be one of lfe5u-85f, .*, not 'hx1k'$"):
+        place_and_route(CHAIN, "chain", "hx1k")
+    with pytest.raises(ValueError, match=r"^place and route needs a seed$"):
+        place_and_route(CHAIN, "chain", seeds=())
+    with pytest.raises(ValueError, match=r"^hx8k comes in one speed grade only$"):
+        place_and_route(CHAIN, "chain", "hx8k", speed="6")
+    with pytest.raises(SynthesisError, match=r"^there is no module 'nothing'$"):
+        place_and_route(CHAIN, "nothing")
+    monkeypatch.setattr(pnr.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(pnr.shutil, "which", lambda name: None)
+    with pytest.raises(SynthesisError, match=r"needs nextpnr-ecp5, .* not installed: pip install 'nomul\[pnr\]'$"):
+        nextpnr_version("ecp5")
+    monkeypatch.setattr(pnr.shutil, "which", lambda name: f"/opt/{name}")
+    monkeypatch.setattr(pnr.subprocess, "run", lambda *_, **__: subprocess.CompletedProcess(
+        [], 0, "", '"nextpnr-ecp5" -- Next Generation Place and Route (Version 0.4-1+b1)'))
+    assert nextpnr_version("ecp5") == "nextpnr 0.4-1+b1"
