@@ -5,9 +5,11 @@
 A table stands between ``<!-- table: NAME -->`` and ``<!-- end -->``. What is printed there is never edited by hand.
 """
 
+import json
 import re
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from nomul.bench.quantizers import ROWS, WEIGHTS, compare
@@ -19,6 +21,7 @@ from nomul_hw.bus.registers import REGISTER_MAPS
 from nomul_hw.config import ArrayConfig
 from nomul_hw.descriptor import COUNTERS, DESCRIPTOR, LayerOp, Opcode, Target, field_table, parameter_fields
 from nomul_hw.descriptor import target_word_bits as word_bits
+from nomul_hw.fabric import FABRICS
 from nomul_hw.formats import FORMATS, get_format
 from nomul_hw.product import ProductForm
 
@@ -81,6 +84,28 @@ def _quantizers() -> str:
     return _table(("method", *(f"{width} bit" for width in bits)), rows)
 
 
+def _elements(family: str) -> str:
+    """LUTs of processing elements, from ``pe_table.json``; both baselines beside."""
+    data = json.loads((DOCS / "pe_table.json").read_text(encoding="utf-8"))
+    found = {(row["element"], row["lanes"]): row for row in data["elements"] if row["family"] == family}
+    lanes = sorted({lanes for _, lanes in found})
+
+    def luts(name: str, key: str = "lut") -> str:
+        return " / ".join(f"{found[name, each][key]:.1f}".removesuffix(".0") if (name, each) in found else "-"
+                          for each in lanes)
+
+    def ratios(name: str, base: str) -> str:
+        return " / ".join(f"{found[name, each]['lut'] / found[base, each]['lut']:.2f}"
+                          if {(name, each), (base, each)} <= set(found) else "-" for each in lanes)
+
+    rows = []
+    for name in dict.fromkeys(row["element"] for row in data["elements"] if row["family"] == family):
+        column = found.get((name, 1), {}).get("column_lut")
+        rows.append((f"`{name}`", luts(name), luts(name, "ff"), f"{column:.1f}" if column else "",
+                     *(ratios(name, base) for base in ("int8_plain", "int8_booth", "int4_booth"))))
+    return _table(("element", "LUT", "FF", "LUT in the column", "/ int8 `*`", "/ int8 Booth", "/ int4 Booth"), rows)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "formats": _formats,
     "opcodes": lambda: _enum(Opcode),
@@ -93,6 +118,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "models": _models,
     "quantizers": _quantizers,
     **{f"registers_{top}": registers.table for top, registers in REGISTER_MAPS.items()},
+    **{f"elements_{family}": partial(_elements, family) for family in FABRICS},
     "counters": lambda: _table(("counter", "meaning"), [(f"`{name}`", text) for name, text in COUNTERS.items()]),
 }
 

@@ -45,6 +45,8 @@ class Accelerator(wiring.Component):
         A program to bake in: then the host writes the input, runs it and reads the output, and loads nothing.
     monitor : bool
         Whether to show what a bus around the accelerator reports of it.
+    family : str, optional
+        Chips that the array is made for, one of :data:`nomul_hw.fabric.FABRICS`: what it does stays the same.
 
     Members
     -------
@@ -62,8 +64,10 @@ class Accelerator(wiring.Component):
         so far.
     """
 
-    def __init__(self, config: ArrayConfig, contents: Contents | None = None, *, monitor: bool = False):
+    def __init__(self, config: ArrayConfig, contents: Contents | None = None, *, family: str | None = None,
+                 monitor: bool = False):
         self.config = config
+        self.family = family
         self.contents = contents
         self.monitor = monitor
         super().__init__({
@@ -84,7 +88,7 @@ class Accelerator(wiring.Component):
         m.submodules.generator = generator = AddressGenerator(config)
         m.submodules.padding = padding = Padding(config)
         m.submodules.loader = loader = WeightLoader(config)
-        m.submodules.array = array = SystolicArray(config)
+        m.submodules.array = array = SystolicArray(config, self.family)
         m.submodules.accumulator = accumulator = Accumulator(config)
         m.submodules.channel = channel = ChannelUnit(config)
         m.submodules.output = output = OutputStage(config, tables.get(Target.PARAMETER))

@@ -27,6 +27,8 @@ class SystolicArray(wiring.Component):
     ----------
     config : ArrayConfig
         Shape and format.
+    family : str, optional
+        Chips that the elements are made for: one of :data:`nomul_hw.fabric.FABRICS`.
 
     Members
     -------
@@ -42,8 +44,9 @@ class SystolicArray(wiring.Component):
         Raw column sums.
     """
 
-    def __init__(self, config: ArrayConfig):
+    def __init__(self, config: ArrayConfig, family: str | None = None):
         self.config = config
+        self.family = family
         super().__init__({
             "act": In(data.ArrayLayout(signed(config.act_bits), config.depth)),
             "swap": In(1),
@@ -55,7 +58,7 @@ class SystolicArray(wiring.Component):
     @property
     def latency(self) -> int:
         """Cycles from an activation vector to its sums."""
-        return self.config.rows + self.config.cols
+        return self.config.array_cycles
 
     def elaborate(self, platform):
         m = Module()
@@ -64,7 +67,8 @@ class SystolicArray(wiring.Component):
 
         elements = [[ProcessingElement(product=config.product, lanes=lanes, act_bits=config.act_bits,
                                        psum_in_bits=config.sum_bits(row - 1) if row else 0,
-                                       psum_out_bits=config.sum_bits(row))
+                                       psum_out_bits=config.sum_bits(row), pipeline=config.pipeline,
+                                       family=self.family)
                      for _ in range(cols)] for row in range(rows)]
 
         act_row_bits = lanes * config.act_bits

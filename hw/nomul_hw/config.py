@@ -32,7 +32,7 @@ WINDOW = 3
 MAX_LINES = 1 << 11
 
 #: Version of everything that a program depends on beyond the configuration: descriptor layout, host protocol, timing.
-MACHINE_VERSION = 3
+MACHINE_VERSION = 4
 
 
 class ConfigError(ValueError):
@@ -99,6 +99,10 @@ class ArrayConfig:
         Products that one processing element adds per cycle; the reduction is ``rows * lanes`` wide.
     pe : str
         ``"shift"``, or ``"multiplier"`` for the Booth baseline on a uniform format.
+    pipeline : int
+        Registers on a product's way to the sum from the row above, each a cycle of the array's latency. 1: the sum of
+        an element's products is registered. 2: each product is, too. 3: so are sums of a part of them. An element that
+        forms one product (one lane, and no multiplier) has at most 1.
     act_bits : int
         Width of an activation.
     acc_bits : int
@@ -129,6 +133,7 @@ class ArrayConfig:
     cols: int = 16
     lanes: int = 1
     pe: str = "shift"
+    pipeline: int = 0
     act_bits: int = 8
     acc_bits: int = 24
     gain_terms: int = 2
@@ -180,6 +185,7 @@ class ArrayConfig:
             needed = self.column_sum_bits
         except ValueError as error:
             raise ConfigError(f"array: {error}") from None
+        _integer("array.pipeline", self.pipeline, 0, self.product.max_pipeline(self.lanes))
         if needed > self.acc_bits:
             raise ConfigError(
                 f"array.acc_bits = {self.acc_bits} cannot hold one column sum of {self.depth} {self.format.name} "
@@ -224,6 +230,11 @@ class ArrayConfig:
     def word_chunks(self) -> int:
         """Cycles to requantize the channels of one whole activation word (the channel unit's output)."""
         return self.depth // self.requantize_lanes
+
+    @cached_property
+    def array_cycles(self) -> int:
+        """Cycles from an activation vector to its sums."""
+        return self.rows + self.cols + self.pipeline
 
     def sum_bits(self, row: int) -> int:
         """Width of the partial sum that leaves array row ``row``: it grows with the row."""

@@ -143,20 +143,22 @@ def find_yosys() -> _Tool | None:
     return _Tool([path], _first_line(path, "-V"), {}) if path else None
 
 
-#: How each tool is found and what it is asked, for a file and a top module.
-TOOLS: Mapping[str, tuple[Callable[[], _Tool | None], Callable[[str, str], Sequence[str]]]] = {
-    "verilator": (_verilator, lambda file, top: ["--lint-only", "-Wall", "--top-module", top, WAIVERS, file]),
-    "iverilog": (_icarus, lambda file, top: ["-g2005", "-Wall", "-t", "null", "-s", top, file]),
-    "yosys": (find_yosys, lambda file, top: ["-p", f"read_verilog {file}; hierarchy -check -top {top}"]),
+#: How each tool is found and what it is asked, for a file, a top module and the family whose cells are instantiated.
+TOOLS: Mapping[str, tuple[Callable[[], _Tool | None], Callable[[str, str, str | None], Sequence[str]]]] = {
+    "verilator": (_verilator, lambda file, top, _: ["--lint-only", "-Wall", "--top-module", top, WAIVERS, file]),
+    "iverilog": (_icarus, lambda file, top, _: ["-g2005", "-Wall", "-t", "null", "-s", top, file]),
+    "yosys": (find_yosys, lambda file, top, family: ["-p", (
+        f"read_verilog -lib -D NO_INCLUDES +/{family}/cells_sim.v; " if family else "")
+        + f"read_verilog {file}; hierarchy -check -top {top}"]),
 }
 
 
-def _run(tool: str, file_name: str, top: str, folder: Path) -> LintResult:
+def _run(tool: str, file_name: str, top: str, family: str | None, folder: Path) -> LintResult:
     find, arguments = TOOLS[tool]
     found = find()
     if found is None:
         return LintResult(tool, "", "not run", "", ("not found",))
-    given = arguments(file_name, top)
+    given = arguments(file_name, top, family)
     quoted = [f"'{argument}'" if " " in argument else argument for argument in given]
     command = " ".join([tool, *quoted])
     try:
@@ -183,7 +185,8 @@ def _only_warnings(tool: str, messages: Sequence[str]) -> bool:
         message.startswith("%Error") and "Exiting due to" not in message for message in messages)
 
 
-def lint_verilog(text: str, file_name: str, top: str, files: Mapping[str, str] = MappingProxyType({})) -> LintReport:
+def lint_verilog(text: str, file_name: str, top: str, files: Mapping[str, str] = MappingProxyType({}),
+                 family: str | None = None) -> LintReport:
     """Run every tool that is found on a Verilog file.
 
     Parameters
@@ -196,6 +199,8 @@ def lint_verilog(text: str, file_name: str, top: str, files: Mapping[str, str] =
         Its top module.
     files : mapping of str to str
         Names and texts of the files that it reads.
+    family : str, optional
+        Chips whose cells it instantiates.
     """
     with tempfile.TemporaryDirectory(prefix="nomul-lint-") as scratch:
         folder = Path(scratch)
@@ -204,4 +209,4 @@ def lint_verilog(text: str, file_name: str, top: str, files: Mapping[str, str] =
         (folder / WAIVERS).write_text(resources.files(__package__).joinpath(WAIVERS).read_text(encoding="utf-8"),
                                       encoding="utf-8")
         with ThreadPoolExecutor() as pool:
-            return LintReport(tuple(pool.map(lambda tool: _run(tool, file_name, top, folder), TOOLS)))
+            return LintReport(tuple(pool.map(lambda tool: _run(tool, file_name, top, family, folder), TOOLS)))

@@ -5,24 +5,16 @@ a select in front of it where a format has several odd multiples, and a sum of B
 It never multiplies and never negates: see :mod:`nomul_hw.product`.
 """
 
-from amaranth.hdl import Cat, Const, Module, Mux, Signal, signed
+from amaranth.hdl import Cat, Const, Module, Signal, signed
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
-from .product import ProductForm, Term
+from .adders import Factor, choose, fabric_sum, factors, fields, multiple_bits, odd_part
+from .fabric import FABRICS
+from .product import ProductForm
 
-__all__ = ["Multiples", "ProcessingElement", "WeightDecoder", "balanced_sum", "multiple_bits", "odd_part",
+__all__ = ["Multiples", "ProcessingElement", "WeightDecoder", "balanced_sum", "plain_sum",
            "raw_products"]
-
-
-def odd_part(base: int) -> int:
-    """The odd multiple that travels along the row for a base; the rest of the base is wiring."""
-    return base // (base & -base)
-
-
-def multiple_bits(product: ProductForm, act_bits: int) -> list[int]:
-    """Widths of an activation's odd multiples, in the order of ``product.bases``."""
-    return [act_bits + (odd_part(base) - 1).bit_length() for base in product.bases]
 
 
 class Multiples(wiring.Component):
@@ -124,7 +116,8 @@ class ProcessingElement(wiring.Component):
     """Weight-stationary processing element without a multiplier.
 
     Each cycle ``psum_o <= psum_i + sum(raw product of every lane)`` and ``act_o <= act_i``: the latency of both paths
-    is one cycle. ``load`` captures a weight into the shadow register, ``swap`` makes the shadow the active weight from
+    is one cycle, and products are ``pipeline`` cycles late: ``psum_i`` belongs to the activations of so many cycles
+    before. ``load`` captures a weight into the shadow register, ``swap`` makes the shadow the active weight from
     the next cycle on; both travel to the right beside the activations. A load and a swap in one cycle are legal: the
     weight that becomes active is the one loaded before. There is no flow control, the array that owns the element
     skews its inputs; sums wrap, their width is chosen so that they cannot.
@@ -139,6 +132,17 @@ class ProcessingElement(wiring.Component):
         Width of an activation.
     psum_in_bits, psum_out_bits : int
         Widths of the partial sums from above and to below; 0 above for the first row.
+    pipeline : int
+        Registers on the way of a product to the sum from above. The last of them holds the sum of all products. With
+        2, the products are registered too, with 3 sums of a part of them as well. An element of one product has
+        one at most; the family decides what part of the shifter is left behind it.
+    family : str, optional
+        One of :data:`nomul_hw.fabric.FABRICS`; without, there are operators alone.
+
+    Raises
+    ------
+    ValueError
+        If the family is unknown or the pipeline too long.
 
     Members
     -------
@@ -152,7 +156,15 @@ class ProcessingElement(wiring.Component):
         Partial sums, from above and to below.
     """
 
-    def __init__(self, *, product: ProductForm, lanes: int, act_bits: int, psum_in_bits: int, psum_out_bits: int):
+    def __init__(self, *, product: ProductForm, lanes: int, act_bits: int, psum_in_bits: int, psum_out_bits: int,
+                 pipeline: int = 0, family: str | None = None):
+        if family is not None and family not in FABRICS:
+            raise ValueError(f"family must be one of {', '.join(FABRICS)}, not {family!r}")
+        if not 0 <= pipeline <= product.max_pipeline(lanes):
+            raise ValueError(f"pipeline must be in 0..{product.max_pipeline(lanes)} for {lanes} lanes of "
+                             f"{product.format.name}, not {pipeline}")
+        self.pipeline = pipeline
+        self.family = family
         self.product = product
         self.lanes = lanes
         self.act_bits = act_bits
@@ -185,13 +197,36 @@ class ProcessingElement(wiring.Component):
         with m.If(self.swap_i):
             m.d.sync += active.eq(shadow)
 
-        addends = [self.psum_i] if self.psum_in_bits else []
-        for lane in range(self.lanes):
-            addends += raw_products(
-                m, f"lane_{lane}", self.product, self.act_bits,
-                active.word_select(lane, self.product.control_bits), self.act_i.word_select(lane, sum(self.widths)))
-        m.d.sync += psum.eq(balanced_sum(addends))
+        lanes = [factors(self.product, self.act_bits, f"lane_{lane}",
+                         active.word_select(lane, self.product.control_bits),
+                         self.act_i.word_select(lane, sum(self.widths))) for lane in range(self.lanes)]
+        above = self.psum_i if self.psum_in_bits else None
+        if self.family is None:
+            total = plain_sum(m, lanes, above, self.pipeline)
+        else:
+            total = fabric_sum(m, self.family, lanes, above, len(psum), self.pipeline)
+        m.d.sync += psum.eq(total)
         return m
+
+
+def plain_sum(m: Module, lanes: list[list[Factor]], above, pipeline: int):
+    """Add the raw products of all lanes and the sum from above with operators alone."""
+    def registered(name: str, value):
+        register = Signal.like(value, name=name, reset_less=True)
+        m.d.sync += register.eq(value)
+        return register
+
+    addends = [_term(m, factor) for terms in lanes for factor in terms]
+    if pipeline == 0:
+        return balanced_sum(addends if above is None else [above, *addends])
+    if pipeline > 1:
+        addends = [registered(f"product_{index}", each) for index, each in enumerate(addends)]
+    if pipeline > 2:
+        half = 1 << (len(addends) - 1).bit_length() + 1 >> 1
+        addends = [registered(f"part_{at}", balanced_sum(addends[at:at + half]))
+                   for at in range(0, len(addends), half)]
+    products = registered("products", balanced_sum(addends))
+    return products if above is None else above + products
 
 
 def raw_products(m: Module, name: str, product: ProductForm, act_bits: int, controls, bundle) -> list:
@@ -206,48 +241,26 @@ def raw_products(m: Module, name: str, product: ProductForm, act_bits: int, cont
     bundle : Value
         The activation's odd multiples, as :class:`Multiples` makes them.
     """
-    multiples, at = [], 0
-    for width in multiple_bits(product, act_bits):
-        multiples.append(bundle[at:at + width])
-        at += width
-    terms, at = [], 0
-    for index, term in enumerate(product.terms):
-        terms.append(_term(m, f"{name}_term_{index}", term, controls[at:at + term.control_bits], multiples))
-        at += term.control_bits
-    return terms
+    return [_term(m, factor) for factor in factors(product, act_bits, name, controls, bundle)]
 
 
-def _term(m: Module, name: str, term: Term, controls, multiples):
-    """One shifted product: select, invert, gate, shift.
+def _term(m: Module, factor: Factor):
+    """One term as plain logic: select, gate, shift, invert.
 
-    Inverting and gating the narrow value, before the shift, is the smallest form on every fabric that was
-    measured. Every stage is a named signal, since a shared expression would be emitted once per use.
+    Every stage is a named signal, since a shared expression would be emitted once per use.
     """
-    negative, at = controls[0], 1
-    nonzero = controls[at] if term.zero else None
-    at += term.zero
-    shift = controls[at:at + term.shift_bits]
-    select = controls[at + term.shift_bits:]
-
-    candidates = [_shift_left(multiple, (base & -base).bit_length() - 1)
-                  for base, multiple in zip(term.bases, multiples, strict=True)]
-    value = Signal(signed(max(len(candidate) for candidate in candidates)), name=f"{name}_signed")
-    chosen = candidates[-1].as_signed()
-    for index in reversed(range(len(candidates) - 1)):
-        chosen = Mux(select == index, candidates[index].as_signed(), chosen)
-    inverted = chosen ^ negative.replicate(len(value)).as_signed()
-    m.d.comb += value.eq(inverted if nonzero is None else inverted & nonzero.replicate(len(value)).as_signed())
+    name, term, of = factor.name, factor.term, fields(factor.term, factor.controls)
+    chosen = choose(term, of.select, factor.multiples)
+    value = Signal(signed(len(chosen)), name=f"{name}_gated")
+    m.d.comb += value.eq(chosen & of.nonzero.replicate(len(chosen)).as_signed() if term.zero else chosen)
     if term.shift_bits:
         # One operator, not a stage per bit: synthesis makes the same stages of it, simulators a single instruction.
         shifted = Signal(signed(len(value) + term.shifts - 1), name=f"{name}_shifted")
-        m.d.comb += shifted.eq(value << shift)
+        m.d.comb += shifted.eq(value << of.shift)
         value = shifted
-    return _shift_left(value, term.offset).as_signed()
-
-
-def _shift_left(value, amount: int):
-    """Shift by a constant: wiring."""
-    return Cat(Const(0, amount), value) if amount else value
+    inverted = Signal.like(value, name=f"{name}_inverted")
+    m.d.comb += inverted.eq(value ^ of.negative.replicate(len(value)).as_signed())
+    return Cat(Const(0, term.offset), inverted).as_signed() if term.offset else inverted
 
 
 def balanced_sum(values):

@@ -287,7 +287,7 @@ def place_and_route(verilog: str, top: str, device: str = "lfe5u-85f", *, packag
     instances = set(top_instances(verilog, top))
     tell(f"synthesize for {device}")
     netlist = run_yosys([
-        f"hierarchy -check -top {HARNESS}",
+        f"hierarchy -top {HARNESS}",
         *_hide_connections(verilog, top),
         f"{FAMILIES[chip.family].synthesis} -top {HARNESS}",
         "delete t:$scopeinfo",  # unknown to nextpnr before 0.7

@@ -2,14 +2,14 @@
 
 A product is the sum of one or more *terms*, each a base selected, shifted, inverted and gated:
 
-    term = ((bases[select] * x) ^ negative) & nonzero) << (shift + offset)
+    term = (((bases[select] * x) << shift) & nonzero) ^ negative) << offset
 
 An element for a :class:`~nomul_hw.formats.WeightFormat` is one term. The multiplier baseline is the radix-4 Booth
 form of the same thing: one term of {0, ±1, ±2} for every two bits of the weight, recoded when the weight is loaded.
 
-Inverting instead of negating saves a carry chain in every lane: ``-(y << s) = (~y << s) + (1 << s)``. The
-``1 << s`` depends on the weight alone, so its sum over a column is a compile-time constant of the output channel and
-belongs in the bias: the *correction*.
+Inverting instead of negating saves a carry chain in every lane: ``-y = ~y + 1``. The 1 depends on the weight alone,
+so what a column lacks, its number of negative weights, is a compile-time constant of the output channel and belongs in
+the bias: the *correction*.
 """
 
 from dataclasses import dataclass
@@ -74,12 +74,12 @@ class Term:
         """The raw sum that the hardware adds: the product less the correction."""
         if not controls.nonzero:
             return 0
-        y = self.bases[controls.select] * x
-        return (~y if controls.negative else y) << (controls.shift + self.offset)
+        y = self.bases[controls.select] * x << controls.shift
+        return (~y if controls.negative else y) << self.offset
 
     def correction(self, controls: Controls) -> int:
         """What the inversion leaves out of the product."""
-        return 1 << (controls.shift + self.offset) if controls.nonzero and controls.negative else 0
+        return 1 << self.offset if controls.negative else 0
 
 
 @dataclass(frozen=True)
@@ -133,6 +133,10 @@ class ProductForm:
     def control_bits(self) -> int:
         """Bits that a processing element stores for one weight."""
         return sum(term.control_bits for term in self.terms)
+
+    def max_pipeline(self, lanes: int) -> int:
+        """Most registers on the way of a product to the sum from above: there is more to cut where products add up."""
+        return 1 if lanes * len(self.terms) == 1 else 3
 
     def controls(self, level: int) -> tuple[Controls, ...]:
         """What every term does for a weight."""

@@ -73,7 +73,7 @@ def window_outputs(layer: Mapping[str, int]) -> tuple[int, int]:
 def _drain_cycles(config: ArrayConfig, op: LayerOp) -> int:
     """Cycles from the layer's last word to its last write."""
     if op is LayerOp.CONV:  # memory, padding, array, accumulator
-        return 2 + config.rows + config.cols + 1 + config.column_chunks - 1 + OUTPUT_LATENCY
+        return 2 + config.array_cycles + 1 + config.column_chunks - 1 + OUTPUT_LATENCY
     unit = WINDOW_LATENCY if op.is_window else CHANNEL_LATENCY  # memory, padding, unit
     return 2 + unit + config.word_chunks - 1 + OUTPUT_LATENCY
 

@@ -4,12 +4,13 @@ from amaranth.hdl import Cat, Const, Module, Mux, Signal, signed
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
+from .adders import multiple_bits, odd_part
 from .arithmetic import act_range
 from .config import WINDOW, ArrayConfig
 from .descriptor import LayerOp
 from .layouts import descriptor_layout, token_layout, window_layout
 from .memory import BlockRAM
-from .pe import Multiples, WeightDecoder, balanced_sum, multiple_bits, odd_part, raw_products
+from .pe import Multiples, WeightDecoder, balanced_sum, raw_products
 
 __all__ = ["WindowLane", "WindowUnit"]
 

@@ -10,6 +10,7 @@ import nomul_hw.families
 import nomul_hw.pnr
 import nomul_hw.synth
 from nomul_hw.config import ArrayConfig
+from nomul_hw.fabric import FABRICS
 from nomul_hw.pnr import DEVICES, Routing, nextpnr_version, place_and_route
 from nomul_hw.synth import Synthesis, synthesize, yosys_version
 
@@ -25,6 +26,11 @@ def _how() -> bytes:
                     for module in (nomul_hw.families, nomul_hw.synth, nomul_hw.pnr))
 
 
+def _fabric(family: str) -> str | None:
+    """The family to make the array for, if it has a form of its own."""
+    return family if family in FABRICS else None
+
+
 def synthesize_accelerator(config: ArrayConfig, family: str = "ecp5") -> Synthesis:
     """Synthesize the accelerator for a configuration, or find the result in the cache.
 
@@ -35,7 +41,7 @@ def synthesize_accelerator(config: ArrayConfig, family: str = "ecp5") -> Synthes
     ValueError
         If there is no such family.
     """
-    return _synthesized(accelerator_verilog(config), ACCELERATOR, family)
+    return _synthesized(accelerator_verilog(config, family=_fabric(family)), ACCELERATOR, family)
 
 
 def synthesize_array(config: ArrayConfig, family: str = "ecp5") -> Synthesis:
@@ -43,9 +49,9 @@ def synthesize_array(config: ArrayConfig, family: str = "ecp5") -> Synthesis:
     def make() -> Any:
         from nomul_hw.array import SystolicArray
 
-        return SystolicArray(config)
+        return SystolicArray(config, _fabric(family))
 
-    return _synthesized(component_verilog(make, "array", config.hash), "array", family)
+    return _synthesized(component_verilog(make, "array", config.hash, _fabric(family) or ""), "array", family)
 
 
 def _synthesized(verilog: str, top: str, family: str) -> Synthesis:
@@ -74,8 +80,9 @@ def route_accelerator(config: ArrayConfig, device: str = "lfe5u-85f", *, package
         raise ValueError(f"device must be one of {', '.join(DEVICES)}, not {device!r}")
     if not seeds:
         raise ValueError("place and route needs a seed")
-    versions = yosys_version(), nextpnr_version(DEVICES[device].family)
-    verilog = accelerator_verilog(config)
+    family = DEVICES[device].family
+    versions = yosys_version(), nextpnr_version(family)
+    verilog = accelerator_verilog(config, family=_fabric(family))
     results = []
     for seed in seeds:
         def make(path: Path, seed: int = seed) -> None:

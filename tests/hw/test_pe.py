@@ -4,9 +4,10 @@
 import numpy as np
 import pytest
 
+from nomul_hw.adders import multiple_bits, odd_part
 from nomul_hw.arithmetic import act_range
 from nomul_hw.formats import FORMATS, MAX_MULTIPLES, WeightFormat
-from nomul_hw.pe import Multiples, ProcessingElement, WeightDecoder, multiple_bits, odd_part
+from nomul_hw.pe import Multiples, ProcessingElement, WeightDecoder
 from nomul_hw.product import ProductForm
 
 from .simulate import trace

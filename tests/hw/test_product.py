@@ -41,7 +41,7 @@ def test_raw_product_and_correction_make_the_product(form):
 
 @pytest.mark.parametrize("form", FORMS, ids=label)
 def test_raw_product_bit_by_bit(form):
-    """The same from the packed control word, as the hardware reads it: select, invert, gate, shift."""
+    """The same from the packed control word, as the hardware reads it: select, shift, gate, invert."""
     low, high = act_range(8)
     for level in form.format.levels:
         word = form.pack(level)
@@ -59,7 +59,7 @@ def test_raw_product_bit_by_bit(form):
             total = 0
             for term, negative, nonzero, shift, select in controls:
                 mask = -1 if negative else 0
-                total += ((term.bases[select] * x ^ mask) & (-1 if nonzero else 0)) << (shift + term.offset)
+                total += ((term.bases[select] * x << shift) & (-1 if nonzero else 0) ^ mask) << term.offset
             assert total == form.raw(level, x)
 
 

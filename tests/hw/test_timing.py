@@ -165,7 +165,7 @@ def count_cycles(config: ArrayConfig, layers: Sequence[Mapping[str, int]],
                 machine.cycle("requantize")
 
         # Memory, padding; array and accumulators, or a unit; then chunk after chunk.
-        stages = 2 + (config.rows + config.cols + 1 if op is LayerOp.CONV else
+        stages = 2 + (config.rows + config.cols + config.pipeline + 1 if op is LayerOp.CONV else
                       WINDOW_LATENCY if op.is_window else CHANNEL_LATENCY)
         chunks = config.column_chunks if op is LayerOp.CONV else config.word_chunks
         for _ in range(stages + chunks - 1 + OutputStage.latency):

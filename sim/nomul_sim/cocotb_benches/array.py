@@ -123,7 +123,7 @@ def _unpack(word: int, bits: int, count: int) -> list[int]:
 async def apply(dut: Ports, stimulus: Stimulus) -> None:
     """Drive the stimulus and compare every sum, from the first swap on."""
     config = CONFIG
-    latency = config.rows + config.cols
+    latency = config.array_cycles
     cycles = len(stimulus.acts)
     # Everything happens at falling edges: inputs settle before the rising edge, outputs have settled after it.
     for cycle in range(cycles + latency):

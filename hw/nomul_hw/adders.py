@@ -1,0 +1,320 @@
+"""Sums of raw products in the form that suits a family of chips.
+
+The plain form, ``psum + product``, is what :mod:`nomul_hw.pe` writes when it knows nothing about the chip. Synthesis
+makes three things of it that it need not be: logic in front of carry chains whose own LUTs have inputs to spare,
+compressors instead of a carry chain per sum, and inversions where they do not merge with anything. So for a family
+whose :class:`~nomul_hw.fabric.Fabric` is known, sums are made of a leaf module, ``nomul_adder_<family>``, that
+instantiates the family's carry cells and has a second text for simulators: ``leaves/<family>.v``.
+
+A leaf adds two vectors that are functions of others, bit by bit:
+
+    s = g(a, b) + f(b, c, d)
+
+Every family has the same leaf. What a fabric says is how much of a product it should leave to ``f``: on ECP5, where a
+LUT in front of the carry has two inputs beside the operand, the last stage of the shifter or the sign and the gate of
+a ternary weight; on Xilinx' 7 series, with four, besides the sign and the gate; on others little or nothing.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from amaranth.hdl import Cat, Const, Instance, Module, Mux, Signal
+
+from .fabric import FABRICS
+from .product import ProductForm, Term
+
+__all__ = ["ADDER", "Factor", "choose", "fabric_sum", "factors", "fields", "multiple_bits", "odd_part"]
+
+#: Name of the leaf modules, less the family.
+ADDER = "nomul_adder_"
+
+#: Truth tables of ``f``, a bit for each value of ``{d, c, b}``. It must be 0 where c = d = 0: a carry cell of ECP5
+#: takes its carry from what its LUT would be without c and d.
+_PLAIN, _SIGN, _MUX, _OTHER_SIGN = (
+    sum(bool(table(index & 1, index >> 1 & 1, index >> 2)) << index for index in range(8))
+    for table in (lambda b, c, d: b & (c | d), lambda b, c, d: b & c ^ d, lambda b, c, d: b if c else d,
+                  lambda b, c, d: c ^ d))
+
+#: Truth tables of ``g``, a bit for each value of ``{b, a}``: a, and a inverted by b.
+_LEFT, _LEFT_SIGN = 0b1010, 0b0110
+
+
+# Parts of a product ----------------------------------------------------------------------------------------------
+
+
+def odd_part(base: int) -> int:
+    """The odd multiple that travels along the row for a base; the rest of the base is wiring."""
+    return base // (base & -base)
+
+
+def multiple_bits(product: ProductForm, act_bits: int) -> list[int]:
+    """Widths of an activation's odd multiples, in the order of ``product.bases``."""
+    return [act_bits + (odd_part(base) - 1).bit_length() for base in product.bases]
+
+
+@dataclass(frozen=True)
+class _Fields:
+    """A control word taken apart; ``nonzero`` is None where the term cannot be zero."""
+
+    negative: Any
+    nonzero: Any
+    shift: Any
+    select: Any
+
+
+def fields(term: Term, controls: Any) -> _Fields:
+    """Take a term's control word apart."""
+    at = 1 + term.zero
+    return _Fields(controls[0], controls[1] if term.zero else None, controls[at:at + term.shift_bits],
+                   controls[at + term.shift_bits:])
+
+
+def choose(term: Term, select: Any, multiples: Sequence[Any]) -> Any:
+    """Select the base; the result is signed, and as wide as the widest."""
+    candidates = [Cat(Const(0, (base & -base).bit_length() - 1), multiple).as_signed()
+                  for base, multiple in zip(term.bases, multiples, strict=True)]
+    chosen = candidates[-1]
+    for index in reversed(range(len(candidates) - 1)):
+        chosen = Mux(select == index, candidates[index], chosen)
+    return chosen
+
+
+# Operands of adders ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Operand:
+    """What an adder adds: a function, bit by bit, of three vectors of one width; all ``offset`` places to the left.
+
+    ``low`` and ``high`` bound its value, without the offset.
+    """
+
+    table: int
+    b: Any
+    c: Any
+    d: Any
+    low: int
+    high: int
+    offset: int
+
+    @property
+    def value(self) -> Any:
+        """The function as logic, for where there is no adder."""
+        return {_PLAIN: self.b, _SIGN: self.b & self.c ^ self.d,
+                _MUX: self.b & self.c | self.d & ~self.c}[self.table]
+
+
+def _bits(low: int, high: int) -> int:
+    """Width of a signed number in a range."""
+    return 1 + max(high.bit_length(), (~low).bit_length())
+
+
+def _extended(value: Any, width: int) -> Any:
+    """Sign-extend or cut a vector."""
+    return Cat(value[:width], value[-1].replicate(max(0, width - len(value))))
+
+
+class _Sum:
+    """Builds the sums of one element: names signals and instances, and places registers."""
+
+    def __init__(self, m: Module, family: str) -> None:
+        self.m = m
+        self.family = family
+        self.fabric = FABRICS[family]
+        self.adders = 0
+
+    def named(self, name: str, value: Any, *, register: bool = False) -> Any:
+        """Give a vector a name, or a register."""
+        signal = Signal(len(value), name=name, reset_less=True)
+        (self.m.d.sync if register else self.m.d.comb).__iadd__(signal.eq(value))
+        return signal
+
+    def add(self, left: Any, right: _Operand, width: int, *, left_sign: Any = None) -> Any:
+        """Instantiate an adder; returns the sum, ``width`` bits of it.
+
+        Parameters
+        ----------
+        left_sign : optional
+            A bit that inverts what of ``left`` is added to; then ``right`` must be a value and its sign.
+        """
+        index, self.adders = self.adders, self.adders + 1
+        at, rest = right.offset, width - right.offset
+        left = _extended(left, width)
+        b, c, d = (_extended(vector, rest) for vector in (right.b, right.c, right.d))
+        table, head = right.table, _LEFT
+        if left_sign is not None:
+            table, head = _OTHER_SIGN, _LEFT_SIGN
+            b, c = left_sign.replicate(rest), b
+        total = Signal(rest, name=f"sum_{index}")
+        self.m.submodules[f"adder_{index}"] = Instance(
+            ADDER + self.family, p_WIDTH=rest, p_F=Const(table, 8), p_G=Const(head, 4),
+            i_a=left[at:], i_b=b, i_c=c, i_d=d, o_s=total)
+        return Cat(left[:at], total)
+
+    def plain(self, value: Any, low: int, high: int, offset: int = 0) -> _Operand:
+        """A vector as it stands."""
+        return _Operand(_PLAIN, value, Const(1, 1).replicate(len(value)), Const(0, len(value)), low, high, offset)
+
+    def operand(self, factor: "Factor", *, register: bool, sign_last: bool = False) -> _Operand:
+        """Form a product as far as an adder cannot.
+
+        Parameters
+        ----------
+        register : bool
+            Whether what is left to the adder is registered.
+        sign_last : bool
+            Leave the inversion to the adder, and nothing else.
+        """
+        name, term, of = factor.name, factor.term, fields(factor.term, factor.controls)
+        extreme = max(term.bases) << term.shifts - 1 + factor.act_bits - 1
+        low, high = -extreme, extreme - 1  # the most negative product inverted
+        fused = "sign" if sign_last else self.fabric.fused
+        shifts = [1 << stage for stage in range(term.shift_bits)]
+        last = shifts.pop() if fused == "stage" and shifts else 0
+        stages = [0] * (len(term.bases) > 1) + shifts  # 0: the selection of the base
+        if fused == "stage" and not last:
+            invert, gate = None, None
+        elif fused == "sign":
+            invert, gate = None, min(1, len(stages))
+        elif self.fabric.late:
+            invert = gate = len(stages)
+        else:  # Each takes a LUT input: a stage for each, or for want of stages both in front of them.
+            invert, gate = (1, 2) if len(stages) > 1 or (stages and not term.zero) else (0, 0)
+        value, inverted = Cat(choose(term, of.select, factor.multiples)), False
+
+        def finish(done: int, value: Any) -> Any:
+            nonlocal inverted
+            if invert == done:
+                value, inverted = value ^ of.negative.replicate(len(value)), True
+            return value & of.nonzero.replicate(len(value)) if term.zero and gate == done else value
+
+        value = finish(0, value)
+        for done, shift in enumerate(stages, 1):
+            if shift:
+                value = self.named(f"{name}_before_{shift}", value)
+                width = min(len(value) + shift, _bits(low, high))
+                fill = of.negative.replicate(shift) if inverted else Const(0, shift)
+                control = of.shift[shift.bit_length() - 1]
+                value = Mux(control, Cat(fill, value)[:width], _extended(value, width))
+            value = finish(done, value)
+        value = self.named(f"{name}_formed", value, register=register)
+
+        def later(label: str, bit: Any) -> Any:
+            return self.named(f"{name}_{label}", bit, register=True) if register else bit
+
+        bounds = (low, high, term.offset)
+        if last:
+            width = min(len(value) + last, _bits(low, high))
+            return _Operand(_MUX, Cat(later("fill", of.negative).replicate(last), value)[:width],
+                            later("last", of.shift[-1]).replicate(width), _extended(value, width), *bounds)
+        if invert is None:
+            passes = later("nonzero", of.nonzero) if term.zero and gate is None else Const(1, 1)
+            return _Operand(_SIGN, value, passes.replicate(len(value)),
+                            later("negative", of.negative).replicate(len(value)), *bounds)
+        return self.plain(value, *bounds)
+
+    def chain(self, factors: Sequence["Factor"], *, register: bool) -> _Operand:
+        """Add products one after the other."""
+        # What is added to has to be formed whole, unless all but its sign is little and the adder has room for both
+        # signs.
+        pair = self.fabric.fused == "stage" and len(factors) > 1 and all(_is_little(each.term) for each in factors[:2])
+        first, *others = [self.operand(factor, register=register, sign_last=pair and index < 2)
+                          for index, factor in enumerate(factors)]
+        low, high = first.low << first.offset, first.high << first.offset
+        total, sign = (first.b, first.d[0]) if pair else (first.value, None)
+        for operand in others:
+            low, high = low + (operand.low << operand.offset), high + (operand.high << operand.offset)
+            total, sign = self.add(total, operand, _bits(low, high), left_sign=sign), None
+        if pair and others[0].offset:  # of the first product, places that nothing was added to lack their sign
+            signs = _extended(Cat(first.d[:others[0].offset], Const(0, 1)), len(total))
+            return _Operand(_SIGN, total, Const(1, 1).replicate(len(total)), signs, low, high, 0)
+        return self.plain(total, low, high)
+
+    def tree(self, sums: Sequence[_Operand]) -> _Operand:
+        """Add plain vectors in a tree."""
+        sums = list(sums)
+        while len(sums) > 1:
+            sums = [self._both(*sums[at:at + 2]) if at + 1 < len(sums) else sums[at] for at in range(0, len(sums), 2)]
+        return sums[0]
+
+    def _both(self, left: _Operand, right: _Operand) -> _Operand:
+        low, high = left.low + right.low, left.high + right.high
+        return self.plain(self.add(left.value, right, _bits(low, high)), low, high)
+
+    def registered(self, name: str, operand: _Operand) -> _Operand:
+        """Put a register behind a plain vector."""
+        return self.plain(self.named(name, operand.value, register=True), operand.low, operand.high)
+
+
+def _is_little(term: Term) -> bool:
+    """Whether all but the sign of a term is one LUT for a bit, or nothing at all."""
+    return len(term.bases) == 1 and term.shift_bits == term.zero
+
+
+@dataclass(frozen=True)
+class Factor:
+    """One term of one lane: a control word, and the odd multiples that it chooses from."""
+
+    name: str
+    term: Term
+    act_bits: int
+    controls: Any
+    multiples: Sequence[Any]
+
+
+def factors(product: ProductForm, act_bits: int, name: str, controls: Any, bundle: Any) -> list[Factor]:
+    """Take apart what makes one raw product.
+
+    Parameters
+    ----------
+    name : str
+        Prefix of the terms' names.
+    controls : Value
+        The weight's control words.
+    bundle : Value
+        The activation's odd multiples, as :class:`nomul_hw.pe.Multiples` makes them.
+    """
+    multiples, at = [], 0
+    for width in multiple_bits(product, act_bits):
+        multiples.append(bundle[at:at + width])
+        at += width
+    found, at = [], 0
+    for index, term in enumerate(product.terms):
+        found.append(Factor(f"{name}_term_{index}", term, act_bits, controls[at:at + term.control_bits], multiples))
+        at += term.control_bits
+    return found
+
+
+def fabric_sum(m: Module, family: str, lanes: Sequence[Sequence[Factor]], psum: Any, width: int,
+               pipeline: int) -> Any:
+    """Add the raw products of all lanes, and the sum from above.
+
+    Parameters
+    ----------
+    family : str
+        One of :data:`nomul_hw.fabric.FABRICS`.
+    lanes : sequence of sequence of Factor
+        The terms of every lane.
+    psum : Value or None
+        The sum from above.
+    width : int
+        Of the result.
+    pipeline : int
+        Registers on the way of the products: see :class:`nomul_hw.pe.ProcessingElement`.
+    """
+    build = _Sum(m, family)
+    if sum(map(len, lanes)) == 1:
+        total = build.operand(lanes[0][0], register=pipeline > 0)
+    else:
+        chains = lanes
+        if len(lanes[0]) == 1:
+            every, length = [terms[0] for terms in lanes], build.fabric.chain
+            chains = [every[at:at + length] for at in range(0, len(every), length)]
+        sums = [build.chain(chain, register=pipeline > 1) for chain in chains]
+        if pipeline > 2:
+            sums = [build.registered(f"chain_{index}", each) for index, each in enumerate(sums)]
+        total = build.tree(sums)
+        if pipeline:
+            total = build.registered("products", total)
+    return (build.add(psum, total, width) if psum is not None else _extended(total.value, width)).as_signed()

@@ -1,0 +1,39 @@
+"""What the carry chains of a family of chips can take in: see :mod:`nomul_hw.adders`.
+
+Plain Python: importing this module does not import Amaranth.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+__all__ = ["FABRICS", "Fabric"]
+
+
+@dataclass(frozen=True)
+class Fabric:
+    """What a family's carry chains can take in.
+
+    Attributes
+    ----------
+    fused : str
+        The part of a product that is left to the adder: ``"stage"``, the last stage of the shifter, or where nothing
+        is shifted the sign and the gate; ``"sign"``, the inversion alone; ``"none"``.
+    late : bool
+        Whether sign and gate come after the shifter's stages instead of into the first stages that have LUT inputs
+        left.
+    chain : int
+        Products that are added one after the other before sums are added in a tree.
+    """
+
+    fused: str
+    late: bool
+    chain: int
+
+
+#: The families with a leaf of their own.
+FABRICS: Mapping[str, Fabric] = {
+    "ecp5": Fabric("stage", late=False, chain=4),
+    "ice40": Fabric("none", late=False, chain=1),
+    "xilinx": Fabric("none", late=True, chain=4),
+    "gowin": Fabric("sign", late=False, chain=2),
+}
