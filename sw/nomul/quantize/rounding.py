@@ -108,11 +108,12 @@ def fit_learned(start: Fit, weights: Float64Array, outputs: LayerOutputs, fmt: W
     v = torch.logit((share + STRETCH) / (1 + 2 * STRETCH)).requires_grad_()
     optimizer = torch.optim.Adam([v], lr=RATE)
     for step in range(STEPS):
-        h = (torch.sigmoid(v) * (1 + 2 * STRETCH) - STRETCH).clamp(0, 1)
         pixels = torch.randint(count, (min(BATCH, count),), generator=draw)
         beta = BETAS[1] + (BETAS[0] - BETAS[1]) * (1 + np.cos(np.pi * step / STEPS)) / 2
-        loss = ((error(low + h * (high - low), steps, pixels) * scale).sum()
-                + DECIDE * (1 - (2 * h - 1).abs() ** beta).sum())
+        with torch.enable_grad():  # whatever the caller does
+            h = (torch.sigmoid(v) * (1 + 2 * STRETCH) - STRETCH).clamp(0, 1)
+            loss = ((error(low + h * (high - low), steps, pixels) * scale).sum()
+                    + DECIDE * (1 - (2 * h - 1).abs() ** beta).sum())
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
