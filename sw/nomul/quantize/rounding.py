@@ -93,7 +93,7 @@ def fit_learned(start: Fit, weights: Float64Array, outputs: LayerOutputs, fmt: W
     at = torch.searchsorted(levels, first)
     other = (at + torch.where(real >= first * steps, 1, -1)).clamp(0, len(levels) - 1)
     low, high = levels[torch.minimum(at, other)], levels[torch.maximum(at, other)]
-    ridge = damping * x.square().mean(dim=(1, 2))[:, None]
+    ridge = damping * x.var(dim=2, correction=0).mean(dim=1)[:, None]
 
     def error(rounded: torch.Tensor, steps: torch.Tensor, pixels: torch.Tensor | slice) -> torch.Tensor:
         """Error of every channel, (groups, channels)."""
@@ -108,13 +108,14 @@ def fit_learned(start: Fit, weights: Float64Array, outputs: LayerOutputs, fmt: W
     v = torch.logit((share + STRETCH) / (1 + 2 * STRETCH)).requires_grad_()
     optimizer = torch.optim.Adam([v], lr=RATE)
     for step in range(STEPS):
-        h = (torch.sigmoid(v) * (1 + 2 * STRETCH) - STRETCH).clamp(0, 1)
         pixels = torch.randint(count, (min(BATCH, count),), generator=draw)
         beta = BETAS[1] + (BETAS[0] - BETAS[1]) * (1 + np.cos(np.pi * step / STEPS)) / 2
-        loss = ((error(low + h * (high - low), steps, pixels) * scale).sum()
-                + DECIDE * (1 - (2 * h - 1).abs() ** beta).sum())
+        with torch.enable_grad():  # whatever the caller does
+            h = (torch.sigmoid(v) * (1 + 2 * STRETCH) - STRETCH).clamp(0, 1)
+            loss = ((error(low + h * (high - low), steps, pixels) * scale).sum()
+                    + DECIDE * (1 - (2 * h - 1).abs() ** beta).sum())
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimizer.step()
     learned = torch.where(v > 0, high, low)
     chosen, index = start.levels, start.index
