@@ -28,7 +28,7 @@ Float64Array = npt.NDArray[np.float64]
 #: Kinds of cells that are fitted.
 FITTED = ("lut", "ff")
 
-#: Words and bits of a block RAM, by family: what each shape holds.
+#: Words and bits of a block RAM, by family, the widest shape last.
 SHAPES: Mapping[str, tuple[tuple[int, int], ...]] = {
     "ecp5": ((16384, 1), (8192, 2), (4096, 4), (2048, 9), (1024, 18), (512, 36)),
     "ice40": ((2048, 2), (1024, 4), (512, 8), (256, 16)),
@@ -142,15 +142,26 @@ def _features(module: str, config: ArrayConfig) -> Float64Array:
 
 
 def block_rams(config: ArrayConfig, family: str) -> int:
-    """Block RAMs of an accelerator: every memory in the shape that takes fewest; small ones take none."""
-    memory, word, parts = config.memory, config.act_word_bits, config.word_chunks
-    sizes = [*[(memory.activations, word // parts)] * (2 * parts), (memory.weights, config.weight_word_bits),
-             (memory.parameters, target_word_bits(config, Target.PARAMETER)),
-             (memory.accumulators, config.cols * config.acc_bits),
-             (memory.layers * DESCRIPTOR_WORDS, HOST_BITS),
-             *[(memory.lines, word)] * (4 * bool(memory.lines))]
-    return sum(min(-(-depth // words) * -(-width // bits) for words, bits in SHAPES[family])
-               for depth, width in sizes if depth * width > SMALL_MEMORY)
+    """Block RAMs of an accelerator: every memory in the shape that takes fewest; small ones take none.
+
+    With a window unit the activation banks read at both ports, which the widest shape does not do; iCE40, whose block
+    RAMs have one port that reads, keeps two copies.
+    """
+    memory, word, parts, shapes = config.memory, config.act_word_bits, config.word_chunks, SHAPES[family]
+
+    def count(depth: int, width: int, shapes: Sequence[tuple[int, int]]) -> int:
+        if depth * width <= SMALL_MEMORY:
+            return 0
+        return min(-(-depth // words) * -(-width // bits) for words, bits in shapes)
+
+    copies = 2 if memory.lines and family == "ice40" else 1
+    banks = shapes[:-1] if memory.lines and family != "ice40" else shapes
+    parameter = target_word_bits(config, Target.PARAMETER)
+    others = [(memory.weights, config.weight_word_bits), (memory.parameters, parameter),
+              (memory.accumulators, config.cols * config.acc_bits), (memory.layers * DESCRIPTOR_WORDS, HOST_BITS),
+              *[(memory.lines, word)] * (4 * bool(memory.lines))]
+    return (2 * parts * copies * count(memory.activations, word // parts, banks)
+            + sum(count(depth, width, shapes) for depth, width in others))
 
 
 # Fitting -------------------------------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from nomul.inputs import load_model
 from nomul_sim import golden
 
 from .small import CONFIG, CONFIG_TOML, small_graph, small_program
+from .test_fit import PREDICTOR
 
 COMMANDS = ["demo", "generate", "synth", "quantize", "search", "report", "compile", "estimate", "fit", "run", "verify"]
 
@@ -327,7 +328,8 @@ def test_estimate_the_energy(program, network):
     assert "the model gemmini does not say" in message
 
 
-def test_fit(network):
+def test_fit(network, monkeypatch):
+    monkeypatch.setattr("nomul.fit.load_predictor", lambda family: PREDICTOR)
     data = document("fit", network, "--board", "ulx3s-85f", "--clock", "50MHz", "-o", "fit.toml")
     best = data["best"]
     assert best["cost"]["lut"] <= 0.85 * data["board"]["lut"] and data["milliseconds"] == best["cycles"] / 50e3

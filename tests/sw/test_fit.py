@@ -65,7 +65,11 @@ def test_block_rams_follow_from_sizes():
     # Two banks of 1024 x 128, weights of 2048 x 32, accumulators of 512 x 384, and descriptors in LUTs.
     assert block_rams(config, "ecp5") == 2 * 8 + 4 + 11
     assert block_rams(config, "ice40") == 2 * 32 + 16 + 48
-    assert block_rams(replace(config, memory=replace(memory, lines=32)), "ecp5") == 2 * 8 + 4 + 11 + 4 * 4
+    # Banks of two ports that read are 18 bits wide, or kept twice.
+    lines = replace(config, memory=replace(memory, lines=32))
+    assert block_rams(lines, "ecp5") == 2 * 8 + 4 + 11 + 4 * 4
+    assert block_rams(lines, "ice40") == 2 * 2 * 32 + 16 + 48 + 4 * 8
+    assert block_rams(replace(lines, memory=replace(memory, lines=32, activations=512)), "ecp5") == 2 * 8 + 4 + 11 + 16
 
 
 def test_a_sweep_is_read_as_it_was_written(tmp_path):
@@ -82,19 +86,18 @@ def test_a_sweep_is_read_as_it_was_written(tmp_path):
         Predictor("ecp5", [])
 
 
-@pytest.mark.parametrize("family", [name for name in FAMILIES if area.sweep_path(name).exists()])
-def test_stored_sweeps(family):
-    """All of the sweep is there, and predicted well enough to choose by."""
-    predictor = load_predictor(family)
-    assert [one.config for one in predictor.samples] == [*ARRAYS, *ACCELERATORS]
-    for one in predictor.samples:
-        for kind in ("lut", "ff"):
-            truth = getattr(one.total, kind)
-            found = sum(getattr(cost, kind) for name, cost in predictor.modules(one.config).items()
-                        if name in one.modules)
-            assert found == pytest.approx(truth, rel=0.2), (one.config.name, kind)
-        if len(one.modules) > 1:
-            assert block_rams(one.config, family) == pytest.approx(one.total.bram, abs=2, rel=0.1)
+def test_stored_sweeps():
+    """All of a sweep is there, and predicted well enough to choose by."""
+    for predictor in [load_predictor(name) for name in FAMILIES if area.sweep_path(name).exists()]:
+        assert [one.config for one in predictor.samples] == [*ARRAYS, *ACCELERATORS]
+        for one in predictor.samples:
+            for kind in ("lut", "ff"):
+                truth = getattr(one.total, kind)
+                found = sum(getattr(cost, kind) for name, cost in predictor.modules(one.config).items()
+                            if name in one.modules)
+                assert found == pytest.approx(truth, rel=0.25), (one.config.name, kind)
+            if len(one.modules) > 1:
+                assert block_rams(one.config, predictor.family) == pytest.approx(one.total.bram, abs=2)
 
 
 # Fit -----------------------------------------------------------------------------------------------------------------
