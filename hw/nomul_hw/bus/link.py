@@ -114,9 +114,13 @@ class Framer(wiring.Component):
         escaped = Signal()  # the escape has been sent
         closing = Signal()  # the words have been sent, the CRC is
 
-        byte, special = Signal(8), Signal()
+        word, byte, special = Signal(HOST_BITS), Signal(8), Signal()
+        m.d.comb += word.eq(Mux(closing, checksum.crc, self.i.payload.word))
+        with m.Switch(part):
+            for index in range(_BYTES):
+                with m.Case(index):
+                    m.d.comb += byte.eq(word.word_select(index, 8))
         m.d.comb += [
-            byte.eq(Mux(closing, checksum.crc, self.i.payload.word).word_select(part, 8)),
             special.eq((byte == FLAG) | (byte == ESCAPE)),
             checksum.data.eq(byte),
         ]

@@ -7,7 +7,7 @@ belongs, and a receiver starts to count anew with every byte. So what is left of
 
 from itertools import pairwise
 
-from amaranth.hdl import Cat, Const, Module, Signal
+from amaranth.hdl import Cat, Module, Signal
 from amaranth.lib import stream, wiring
 from amaranth.lib.cdc import FFSynchronizer
 from amaranth.lib.wiring import In, Out
@@ -30,12 +30,13 @@ def _check(clock: int, baud: int) -> None:
 
 
 def _less_one(m: Module, times: list[int], index):
-    """Cycles, less 1, from one of a byte's events, given by its index, to the next: there are two kinds at most."""
+    """Cycles, less 1, from one of a byte's events, given by its index, to the next."""
     lengths = [end - start for start, end in pairwise(times)]
-    low = min(lengths)
     cycles = Signal(range(max(lengths)))
-    longer = Const(sum(1 << at for at, length in enumerate(lengths) if length > low), len(lengths))
-    m.d.comb += cycles.eq(low - 1 + longer.bit_select(index, 1))
+    with m.Switch(index):
+        for at, length in enumerate(lengths):
+            with m.Case(at):
+                m.d.comb += cycles.eq(length - 1)
     return cycles
 
 
