@@ -39,8 +39,6 @@ def core_file(name: str, top: str, verilog: str, tables: Sequence[str], *, versi
         f"    toplevel: {json.dumps(top)}\n"
         "  lint:\n"
         "    <<: *default\n"
-        "    default_tool: verilator\n"
-        "    tools:\n"
-        "      verilator:\n"
-        "        mode: lint-only\n"
+        "    flow: lint\n"
+        "    flow_options: {tool: verilator}\n"
     )

@@ -81,6 +81,11 @@ def test_generate(bus, config, interfaces, tmp_path):
     assert {re.sub(r"_(?:t?[a-z]+|[a-z]+_[io])$", "", name) for name in ports if name not in clock} == {
         *interfaces, "interrupt"}
     assert clock < set(ports)
+    verilog = made.verilog.read_text()
+    if bus.name != "wishbone":
+        assert "xilinx.com:signal:interrupt:1.0 interrupt INTERRUPT" in verilog
+        (associated,) = set(re.findall(r'"ASSOCIATED_BUSIF (\S+), ASSOCIATED_RESET aresetn"', verilog))
+        assert set(associated.split(":")) == interfaces
     if bus.name == "axi":
         assert (ports["m_axi_rdata"], ports["m_axi_wstrb"], ports["m_axi_araddr"]) == (128, 16, 40)
     core = (tmp_path / f"{config.name}_{bus.name}.core").read_text()

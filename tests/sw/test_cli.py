@@ -153,6 +153,16 @@ def test_generate_with_a_program(program):
     assert f"{data['baked']['identity']:08x}, built in" in text
 
 
+def test_generate_on_a_bus():
+    data = document("generate", "array.toml", "--top", "axi", "--data-bits", "128", "-o", "out", "--no-lint")
+    assert data["bus"] == {"name": "axi", "data_bits": 128, "burst": 16, "outstanding": 4, "address_bits": 32}
+    assert data["top"] == "nomul_ternary_2x2_axi" and Path("out", "ternary_2x2_axi.v").is_file()
+    assert "go with --top axi" in invoke("generate", "array.toml", "--burst", "8", "-o", "new", code=2).stderr
+    assert "a burst must have" in invoke("generate", "array.toml", "--top", "axi", "--burst", "7", "-o", "new",
+                                         code=2).stderr
+    assert not Path("new").exists()
+
+
 def test_generate_lints():
     tools = document("generate", "array.toml", "-o", "out")["lint"]["tools"]
     assert {tool["tool"]: tool["status"] for tool in tools if tool["status"] != "not run"}.items() >= {

@@ -91,8 +91,21 @@ def clock_ports() -> dict[str, wiring.Member]:
     return {"aclk": In(1), "aresetn": In(1)}
 
 
-def use_clock(m: Module, top: wiring.Component) -> None:
-    """Let all of a top run with its ``aclk`` and ``aresetn``."""
+def use_clock(m: Module, top: wiring.Component, *interfaces: str) -> None:
+    """Let all of a top run with its ``aclk`` and ``aresetn``, and tell Vivado that its interfaces and interrupt do.
+
+    Parameters
+    ----------
+    interfaces : str
+        Prefixes of the interfaces.
+    """
+    for port, kind, role, parameter in (
+        (top.aclk, "clock", "CLK", f"ASSOCIATED_BUSIF {':'.join(interfaces)}, ASSOCIATED_RESET aresetn"),
+        (top.aresetn, "reset", "RST", "POLARITY ACTIVE_LOW"),
+        (top.interrupt, "interrupt", "INTERRUPT", "SENSITIVITY LEVEL_HIGH"),
+    ):
+        port.attrs["X_INTERFACE_INFO"] = f"xilinx.com:signal:{kind}:1.0 {port.name} {role}"
+        port.attrs["X_INTERFACE_PARAMETER"] = parameter
     m.domains.sync = ClockDomain()
     m.d.comb += [ClockSignal().eq(top.aclk), ResetSignal().eq(~top.aresetn)]
 

@@ -58,7 +58,7 @@ class AxiMasterTop(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        use_clock(m, self)
+        use_clock(m, self, "s_axi", "m_axi")
         m.submodules.slave = slave = AxiLiteSlave()
         m.submodules.bank = bank = RegisterBank(MASTER)
         attach(m, self, "s_axi", slave.bus)

@@ -60,7 +60,8 @@ class AxiStreamTop(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        use_clock(m, self)
+        use_clock(m, self, "s_axi", "s_axis", "m_axis",
+                  *(["s_axis_weights"] if self.accelerator.config.weights == "stream" else []))
         m.submodules.slave = slave = AxiLiteSlave()
         m.submodules.bank = bank = RegisterBank(STREAM)
         attach(m, self, "s_axi", slave.bus)
