@@ -88,7 +88,6 @@ _PROGRAMS: Mapping[str, tuple[str, str, tuple[str, ...]]] = {
 _STAGES: Mapping[str, str] = {
     "Info: Running simulated annealing placer for refinement": "refine the placement",
     "Info: Creating initial analytic placement": "place",
-    "Info: Routing globals": "route",
     "Info: Routing..": "route",
 }
 
@@ -287,7 +286,7 @@ def place_and_route(verilog: str, top: str, device: str = "lfe5u-85f", *, packag
     instances = set(top_instances(verilog, top))
     tell(f"synthesize for {device}")
     netlist = run_yosys([
-        f"hierarchy -check -top {HARNESS}",
+        f"hierarchy -top {HARNESS}",
         *_hide_connections(verilog, top),
         f"{FAMILIES[chip.family].synthesis} -top {HARNESS}",
         "delete t:$scopeinfo",  # unknown to nextpnr before 0.7
@@ -327,7 +326,7 @@ def place_and_route(verilog: str, top: str, device: str = "lfe5u-85f", *, packag
 
 def _run(program: Sequence[str], given: Sequence[str], folder: Path, tell: Callable[[str], None]) -> None:
     """Run nextpnr and follow what it says."""
-    said = []
+    said, routed = [], False
     with subprocess.Popen([*program, *given], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
                           errors="replace") as process:
         assert process.stdout is not None
@@ -335,6 +334,9 @@ def _run(program: Sequence[str], given: Sequence[str], folder: Path, tell: Calla
             for begins, stage in _STAGES.items():
                 if line.startswith(begins):
                     tell(stage)
+            if (found := re.search(r"Max frequency for clock .*: ([\d.]+) MHz", line)) and not routed:
+                tell(f"{float(found[1]):.1f} MHz before routing")
+            routed |= "Routing.." in line or "Router" in line
             if line.startswith("ERROR"):
                 said.append(line.strip())
     if process.returncode:
