@@ -393,13 +393,13 @@ def _hide_connections(verilog: str, top: str) -> list[str]:
     ]
 
 
-#: What Yosys appends to the name of the signal that a cell is near.
-_CELL = re.compile(r"(?<!^)_(TRELLIS|SB|DFF|LUT\d|CCU2C|ALU|PFUMX|L6MUX21).*$")
+#: What Yosys and nextpnr append to the name of the signal that a cell drives.
+_CELL = re.compile(r"(?<=.)(_(TRELLIS|SB|DFF|LUT\d|CCU2C|ALU|PFUMX|L6MUX21)[A-Z0-9]*_.*|\$(?!signal).*)$")
 
 
 def _place(cell: str, instances: set[str]) -> tuple[str, str]:
     """Module that a cell belongs to, and the signal that it is named after."""
-    signal = re.sub(r"(?<=.)\$(?!signal).*$", "", cell)
+    signal = _CELL.sub("", cell)
     _, *inside = signal.split(".")
     if not inside:
         return (TOP if cell.startswith("$") else HARNESS), signal
