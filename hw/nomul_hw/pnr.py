@@ -88,7 +88,6 @@ _PROGRAMS: Mapping[str, tuple[str, str, tuple[str, ...]]] = {
 _STAGES: Mapping[str, str] = {
     "Info: Running simulated annealing placer for refinement": "refine the placement",
     "Info: Creating initial analytic placement": "place",
-    "Info: Routing globals": "route",
     "Info: Routing..": "route",
 }
 
@@ -327,7 +326,7 @@ def place_and_route(verilog: str, top: str, device: str = "lfe5u-85f", *, packag
 
 def _run(program: Sequence[str], given: Sequence[str], folder: Path, tell: Callable[[str], None]) -> None:
     """Run nextpnr and follow what it says."""
-    said = []
+    said, routed = [], False
     with subprocess.Popen([*program, *given], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
                           errors="replace") as process:
         assert process.stdout is not None
@@ -335,6 +334,9 @@ def _run(program: Sequence[str], given: Sequence[str], folder: Path, tell: Calla
             for begins, stage in _STAGES.items():
                 if line.startswith(begins):
                     tell(stage)
+            if (found := re.search(r"Max frequency for clock .*: ([\d.]+) MHz", line)) and not routed:
+                tell(f"{float(found[1]):.1f} MHz before routing")
+            routed |= "Routing.." in line or "Router" in line
             if line.startswith("ERROR"):
                 said.append(line.strip())
     if process.returncode:
@@ -391,13 +393,13 @@ def _hide_connections(verilog: str, top: str) -> list[str]:
     ]
 
 
-#: What Yosys appends to the name of the signal that a cell is near.
-_CELL = re.compile(r"(?<!^)_(TRELLIS|SB|DFF|LUT\d|CCU2C|ALU|PFUMX|L6MUX21).*$")
+#: What Yosys and nextpnr append to the name of the signal that a cell drives.
+_CELL = re.compile(r"(?<=.)(_(TRELLIS|SB|DFF|LUT\d|CCU2C|ALU|PFUMX|L6MUX21)[A-Z0-9]*_.*|\$(?!signal).*)$")
 
 
 def _place(cell: str, instances: set[str]) -> tuple[str, str]:
     """Module that a cell belongs to, and the signal that it is named after."""
-    signal = re.sub(r"(?<=.)\$(?!signal).*$", "", cell)
+    signal = _CELL.sub("", cell)
     _, *inside = signal.split(".")
     if not inside:
         return (TOP if cell.startswith("$") else HARNESS), signal

@@ -6,24 +6,26 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import nomul_hw.cells
 import nomul_hw.families
 import nomul_hw.pnr
 import nomul_hw.synth
+from nomul_hw.cells import CellSynthesis, find_liberty, synthesize_cells
 from nomul_hw.config import ArrayConfig
 from nomul_hw.fabric import FABRICS
 from nomul_hw.pnr import DEVICES, Routing, nextpnr_version, place_and_route
-from nomul_hw.synth import Synthesis, synthesize, yosys_version
+from nomul_hw.synth import Synthesis, SynthesisError, synthesize, yosys_version
 
 from .cache import cached, content_hash
 from .verilated import ACCELERATOR, accelerator_verilog, component_verilog
 
-__all__ = ["route_accelerator", "synthesize_accelerator", "synthesize_array"]
+__all__ = ["route_accelerator", "synthesize_accelerator", "synthesize_accelerator_cells", "synthesize_array"]
 
 
 def _how() -> bytes:
     """What decides how tools are run."""
     return b"".join(Path(str(module.__file__)).read_bytes()
-                    for module in (nomul_hw.families, nomul_hw.synth, nomul_hw.pnr))
+                    for module in (nomul_hw.families, nomul_hw.synth, nomul_hw.pnr, nomul_hw.cells))
 
 
 def _fabric(family: str) -> str | None:
@@ -60,6 +62,35 @@ def _synthesized(verilog: str, top: str, family: str) -> Synthesis:
 
     key = content_hash(verilog, family, yosys_version(), _how())
     return Synthesis.from_dict(json.loads(cached("synthesis", f"{key}.json", make).read_text(encoding="utf-8")))
+
+
+def synthesize_accelerator_cells(config: ArrayConfig, liberty: Path | None = None) -> CellSynthesis:
+    """Synthesize the accelerator for a configuration to standard cells, or find the result in the cache.
+
+    Parameters
+    ----------
+    config : ArrayConfig
+        The array.
+    liberty : Path, optional
+        The library; :func:`nomul_hw.cells.find_liberty`'s if not given.
+
+    Raises
+    ------
+    nomul_hw.synth.SynthesisError
+        If Yosys is missing or fails, or there is no library.
+    """
+    version = yosys_version()
+    library = liberty or find_liberty()
+    verilog = accelerator_verilog(config)
+
+    def make(path: Path) -> None:
+        path.write_text(json.dumps(synthesize_cells(verilog, ACCELERATOR, library).to_dict()), encoding="utf-8")
+
+    try:
+        key = content_hash(verilog, library.read_bytes(), version, _how())
+    except OSError as error:
+        raise SynthesisError(f"{library}: {error.strerror}") from None
+    return CellSynthesis.from_dict(json.loads(cached("cells", f"{key}.json", make).read_text(encoding="utf-8")))
 
 
 def route_accelerator(config: ArrayConfig, device: str = "lfe5u-85f", *, package: str = "", speed: str = "",

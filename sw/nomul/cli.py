@@ -309,6 +309,7 @@ class FamilyName(StrEnum):
     ice40 = "ice40"
     xilinx = "xilinx"
     gowin = "gowin"
+    cells = "cells"
 
 
 @app.command()
@@ -316,7 +317,11 @@ class FamilyName(StrEnum):
 def synth(
     config: ConfigFile,
     family: Annotated[FamilyName | None, typer.Option(
-        show_default=False, help="Chips to synthesize for: ecp5 unless a device says more; xilinx: 7 series.")] = None,
+        show_default=False, help="Chips to synthesize for: ecp5 unless a device says more; xilinx: 7 series; "
+                                "cells: standard cells.")] = None,
+    liberty: Annotated[Path | None, typer.Option(
+        metavar="FILE.lib", show_default=False,
+        help="Library of standard cells; else that of Debian's package qflow-tech-osu018.")] = None,
     route: Annotated[bool, typer.Option("--route", help="Place and route, too: the highest clock, and the slowest path "
                                                         "by module. Takes many minutes.")] = False,
     clock: Annotated[str | None, typer.Option(
@@ -342,15 +347,18 @@ def synth(
       nomul synth examples/exp4_16x16.toml
       nomul synth examples/ternary_16x16.toml --family xilinx --json
       nomul synth examples/ternary_4x4.toml --family ice40 --clock 50MHz
+      nomul synth examples/ternary_4x4.toml --family cells
     """
     from nomul_hw.config import load_config
     from nomul_hw.pnr import DEVICES, default_device
-    from nomul_sim.synthesis import route_accelerator, synthesize_accelerator
+    from nomul_sim.synthesis import route_accelerator, synthesize_accelerator, synthesize_accelerator_cells
 
     from .inputs import InputError, parse_clock
-    from .report import remark, routing_table, steps, synthesis_table
+    from .report import cells_table, remark, routing_table, steps, synthesis_table
 
     array = load_config(config)
+    if liberty is not None and family is not FamilyName.cells:
+        raise InputError("--liberty goes with --family cells")
     megahertz = None if clock is None else parse_clock(clock)
     if device is not None and device not in DEVICES:
         raise InputError(f"--device takes one of {', '.join(DEVICES)}, not {device!r}")
@@ -367,6 +375,11 @@ def synth(
                                      ("--speed", speed, DEVICES[device].speed)):
             if given and not usual:
                 raise InputError(f"{device} leaves no choice of {option}")
+    if family is FamilyName.cells:
+        with steps(f"synthesize {array.name}"):
+            area = synthesize_accelerator_cells(array, liberty)
+        _print({"name": array.name, "config_hash": array.hash, **area.to_dict()}, as_json, lambda: cells_table(area))
+        return
     with steps(f"synthesize {array.name}") as tell:
         result = synthesize_accelerator(array, chosen)
         routing = None if device is None else route_accelerator(

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from matplotlib.axes import Axes
 
+    from nomul_hw.cells import CellArea, CellSynthesis
     from nomul_hw.families import Cost
     from nomul_hw.pnr import Routing
     from nomul_hw.synth import Synthesis
@@ -306,6 +307,22 @@ def synthesis_table(result: "Synthesis") -> RenderableType:
     add("beside the array", result.beside)
     add("total", result.total)
     return Group(table, f"{result.family}, {result.tool}; carry: LUTs in carry cells, which are not logic")
+
+
+def cells_table(result: "CellSynthesis") -> RenderableType:
+    """What every module takes in standard cells, and all of them."""
+    table = _table("<module", "logic, µm²", "flip-flops, µm²", "gate equivalents", "memory, bits")
+
+    def add(name: str, area: "CellArea") -> None:
+        table.add_row(name, f"{area.combinational:,.0f}", f"{area.sequential:,.0f}",
+                      f"{result.gates(area.total):,.0f}", f"{area.memory:,}")
+
+    for name, area in result.modules.items():
+        add(name, area)
+    table.add_section()
+    add("total", result.total)
+    return Group(table, f"{result.library}, {result.tool}; a gate equivalent is a NAND of two inputs, "
+                        f"{result.nand2:g} µm²; memories are not part of the areas")
 
 
 def routing_table(result: "Synthesis", routing: "Routing", macs_per_cycle: int) -> RenderableType:

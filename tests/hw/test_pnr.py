@@ -66,6 +66,8 @@ def test_modules_and_clock(device):
     assert sum(hop.delay for hop in result.path.hops) == pytest.approx(result.path.delay, abs=0.05)
     assert 0 < result.path.wires < result.path.delay
     assert set(result.path.modules) <= set(result.modules)
+    assert {result.path.source, result.path.sink} <= {"begin.q", "add.sum", "add.s", "top.last", "add.b", "begin.en",
+                                                      "harness.given", "harness.taken"}
     assert result.path.source.split(".")[0] in result.path.modules or result.path.source.startswith(HARNESS)
     assert f"synthesize for {device}" in said and any("MHz" in line for line in said)
     assert Routing.from_dict(json.loads(json.dumps(result.to_dict()))) == result
