@@ -127,7 +127,7 @@ class _Sum:
     def named(self, name: str, value: Any, *, register: bool = False) -> Any:
         """Give a vector a name, or a register."""
         signal = Signal(len(value), name=name, reset_less=True)
-        (self.m.d.sync if register else self.m.d.comb).__iadd__(signal.eq(value))
+        self.m.d["sync" if register else "comb"] += signal.eq(value)
         return signal
 
     def add(self, left: Any, right: _Operand, width: int, *, left_sign: Any = None) -> Any:
@@ -167,8 +167,7 @@ class _Sum:
             Leave the inversion to the adder, and nothing else.
         """
         name, term, of = factor.name, factor.term, fields(factor.term, factor.controls)
-        extreme = max(term.bases) << term.shifts - 1 + factor.act_bits - 1
-        low, high = -extreme, extreme - 1  # the most negative product inverted
+        low, high = ~factor.highest, factor.highest
         fused = "sign" if sign_last else self.fabric.fused
         shifts = [1 << stage for stage in range(term.shift_bits)]
         last = shifts.pop() if fused == "stage" and shifts else 0
@@ -254,11 +253,14 @@ def _is_little(term: Term) -> bool:
 
 @dataclass(frozen=True)
 class Factor:
-    """One term of one lane: a control word, and the odd multiples that it chooses from."""
+    """One term of one lane: a control word, and the odd multiples that it chooses from.
+
+    ``highest`` is the largest value of the term, less its offset: that of the most negative product, inverted.
+    """
 
     name: str
     term: Term
-    act_bits: int
+    highest: int
     controls: Any
     multiples: Sequence[Any]
 
@@ -280,8 +282,10 @@ def factors(product: ProductForm, act_bits: int, name: str, controls: Any, bundl
         multiples.append(bundle[at:at + width])
         at += width
     found, at = [], 0
+    largest = product.format.max_magnitude if product.kind == "shift" else 2  # of a Booth digit
     for index, term in enumerate(product.terms):
-        found.append(Factor(f"{name}_term_{index}", term, act_bits, controls[at:at + term.control_bits], multiples))
+        found.append(Factor(f"{name}_term_{index}", term, (largest << act_bits - 1) - 1,
+                            controls[at:at + term.control_bits], multiples))
         at += term.control_bits
     return found
 

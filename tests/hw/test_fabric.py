@@ -14,12 +14,16 @@ from amaranth.hdl import Module, signed
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
+from nomul_hw.accelerator import Accelerator
 from nomul_hw.adders import fabric_sum, factors
+from nomul_hw.array import SystolicArray
+from nomul_hw.config import ArrayConfig, ConfigError, MemoryConfig
 from nomul_hw.fabric import FABRICS
 from nomul_hw.formats import FORMATS, MAX_MULTIPLES, WeightFormat
-from nomul_hw.lint import find_yosys
+from nomul_hw.lint import find_yosys, lint_verilog
 from nomul_hw.pe import Multiples, ProcessingElement, WeightDecoder, plain_sum
 from nomul_hw.product import ProductForm
+from nomul_hw.synth import synthesize
 from nomul_hw.verilog import to_verilog
 
 FORMS = [ProductForm(fmt) for fmt in FORMATS.values() if len(fmt.multiples) <= MAX_MULTIPLES]
@@ -190,3 +194,35 @@ endmodule
 def test_registers(form, lanes, pipeline, row, family, tmp_path):
     """An element with registers and strobes does in every cycle what the plain one does."""
     run_both(form, lanes, pipeline, row, family, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", FABRICS)
+@pytest.mark.parametrize("values", [
+    {"format": "ternary", "lanes": 5}, {"format": "exp4"}, {"format": "int8", "pe": "multiplier", "pipeline": 3}],
+    ids=lambda values: values["format"])
+def test_no_multiplier(family, values):
+    """Whole accelerators, requantization included: no multiplier in the netlist of any family."""
+    config = ArrayConfig(rows=2, cols=2, memory=MemoryConfig(lines=16), **values)
+    found = synthesize(to_verilog(Accelerator(config, family=family), "chip"), "chip", family)
+    assert found.total.dsp == 0 and found.array.lut
+
+
+@pytest.mark.parametrize("family", FABRICS)
+def test_readers(family):
+    """Verilator, Icarus and Yosys read an array of a family's cells without a word."""
+    verilog = to_verilog(SystolicArray(ArrayConfig("exp4", 2, 2, 2, pipeline=3), family), "array")
+    report = lint_verilog(verilog, "array.v", "array", family=family)
+    assert report.ok, report.to_text()
+    assert f"module nomul_adder_{family} #(" in verilog
+
+
+def test_refusals():
+    form = ProductForm(FORMATS["ternary"])
+    widths = {"product": form, "act_bits": 8, "psum_in_bits": 0, "psum_out_bits": 9}
+    with pytest.raises(ValueError, match=r"^family must be one of ecp5, ice40, xilinx, gowin, not 'asic'$"):
+        ProcessingElement(lanes=1, family="asic", **widths)
+    with pytest.raises(ValueError, match=r"^pipeline must be in 0..1 for 1 lanes of ternary, not 2$"):
+        ProcessingElement(lanes=1, pipeline=2, **widths)
+    with pytest.raises(ConfigError, match=r"^array.pipeline must be in 0..1, not 2$"):
+        ArrayConfig("ternary", 2, 2, pipeline=2)
