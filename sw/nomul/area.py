@@ -95,10 +95,11 @@ def _products(config: ArrayConfig) -> list[float]:
 
 def _array(config: ArrayConfig) -> list[float]:
     sums = sum(config.sum_bits(row) for row in range(config.rows)) * config.cols
+    trees = (config.lanes - 1) * config.rows * config.cols * config.product.sum_bits(2, config.act_bits)
     bases = config.product.bases
     passed = sum(config.act_bits + abs(base).bit_length() - 1 for base in bases)
     multiples = config.depth * (len(bases) - bases.count(1)) * config.act_bits
-    return [*(part * config.macs_per_cycle for part in _products(config)), sums, multiples,
+    return [*(part * config.macs_per_cycle for part in _products(config)), sums, trees, multiples,
             config.macs_per_cycle * config.product.control_bits, config.depth * config.cols * passed,
             config.rows * config.depth * config.act_bits, config.cols**2 * config.column_sum_bits,
             config.cols * config.lanes * config.product.control_bits, config.rows + config.cols]
@@ -240,7 +241,15 @@ class Predictor:
         return result
 
     def predict(self, config: ArrayConfig) -> Cost:
-        """Cost of an accelerator."""
+        """Cost of an accelerator.
+
+        Raises
+        ------
+        AreaError
+            If nothing with its kind of processing elements was swept.
+        """
+        if all(one.config.pe != config.pe for one in self.samples):
+            raise AreaError(f"No array with pe = {config.pe!r} is in the sweep of {self.family}")
         return sum(self.modules(config).values(), Cost(bram=block_rams(config, self.family)))
 
     @cached_property

@@ -82,6 +82,8 @@ def test_a_sweep_is_read_as_it_was_written(tmp_path):
     for wrong, message in ((path, "not a sweep"), (tmp_path / "none.json", "no such sweep; python -m nomul_sim")):
         with pytest.raises(AreaError, match=message):
             load_sweep(wrong)
+    with pytest.raises(AreaError, match="No array with pe = 'multiplier'"):
+        PREDICTOR.predict(ArrayConfig("int4", 4, 4, pe="multiplier"))
     with pytest.raises(AreaError, match="empty"):
         Predictor("ecp5", [])
 
