@@ -125,6 +125,8 @@ SerialPort = Annotated[str | None, typer.Option(
     help="Run it on a board at this serial port, instead. Needs the extra [cyan]serial[/cyan].")]
 Baud = Annotated[int, typer.Option(min=1, help="Bits per second of the serial line; those that the board was built "
                                                "for.")]
+Latency = Annotated[float, typer.Option(
+    min=0, metavar="SECONDS", help="How long an answer may be under way on the serial line; more if it is simulated.")]
 
 
 class DeviceName(StrEnum):
@@ -873,6 +875,7 @@ def run(
     device: Annotated[DeviceName, typer.Option(help="What runs it.")] = DeviceName.golden,
     port: SerialPort = None,
     baud: Baud = 3_000_000,
+    latency: Latency = 0.1,
     output: Annotated[Path | None, typer.Option("--output", "-o", metavar="OUT.npy", show_default=False,
                                                 help="Write the outputs, as codes, int8.")] = None,
     as_json: Json = False,
@@ -895,7 +898,7 @@ def run(
     graph = loaded.graph
     codes = graph_codes(graph, load_array(inputs), source=str(inputs))
     with steps() as tell:
-        runner = _device(device, loaded, port, baud, tell)
+        runner = _device(device, loaded, port, baud, latency, tell)
         tell(f"run {len(codes)} samples")
         result = runner.run(loaded, codes)
     outputs = result.outputs.reshape(len(codes), *graph.output_shape)
@@ -926,6 +929,7 @@ def verify(
     seed: Annotated[int, typer.Option(min=0, help="Seed of the random samples.")] = 0,
     port: SerialPort = None,
     baud: Baud = 3_000_000,
+    latency: Latency = 0.1,
     as_json: Json = False,
 ) -> None:
     """Compare the RTL, Verilated or on a board, with the golden model, bit for bit, and with the estimate.
@@ -949,7 +953,7 @@ def verify(
     codes = (random_codes(graph, images, seed) if inputs is None
              else graph_codes(graph, load_array(inputs), source=str(inputs)))
     with steps() as tell:
-        result = verify(loaded, codes, _device(DeviceName.verilator, loaded, port, baud, tell), progress=tell)
+        result = verify(loaded, codes, _device(DeviceName.verilator, loaded, port, baud, latency, tell), progress=tell)
     _print(result.to_dict(), as_json, lambda: verification_table(result))
     if not result.ok:
         raise typer.Exit(1)
@@ -989,13 +993,13 @@ def _load_graph(folder: Path) -> "Graph":
 
 
 def _device(name: DeviceName, program: "Program | Schedule", port: str | None, baud: int,
-            tell: Callable[[str], None]) -> Any:
+            latency: float, tell: Callable[[str], None]) -> Any:
     """The device at a serial port, if there is one, or else the one of this name."""
     if port is not None:
         from .wire import SerialDevice
 
         tell(f"open {port}")
-        return SerialDevice(program.config, port, baud=baud)
+        return SerialDevice(program.config, port, baud=baud, latency=latency)
     if name is DeviceName.golden:
         from nomul_sim.devices import GoldenDevice
 

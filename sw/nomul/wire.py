@@ -165,8 +165,10 @@ class HostLink:
                               f"command nor given an answer; {self._progress()}")
         left = self._end - self._sent
         count = 0 if self._opening else max(0, min(self.frame_words, left, self._limit - self._sent))
-        # A part of a frame only goes if nothing better will come: all that was sent has been accepted.
-        if not self._speak and (count == 0 or (count < min(self.frame_words, left) and self._sent > self._accepted)):
+        # While commands are under way a part of a frame does not go, as there may soon be room for all of it. And as
+        # long as nothing comes, one frame at a time does: the device may be there, but slow.
+        under_way = self._sent > self._accepted
+        if not self._speak and (count == 0 or (under_way and (self._lost or count < min(self.frame_words, left)))):
             return b""
         payload = self._words[self._sent - self._start:][:count]
         frame = encode_frame(REQUEST, {

@@ -94,9 +94,11 @@ def test_the_command_line_on_a_board(graph, config, tmp_path):
     np.save(tmp_path / "codes.npy", codes)
     program = save_program(compile_graph(graph, config), tmp_path / "program")
     with PseudoTerminal(SerialModel(config)) as terminal:
-        board = ["--port", terminal.name, "--baud", "115200", "--json"]
-        runs = [json.loads(CliRunner().invoke(app, ["run", *map(str, (program, tmp_path / "codes.npy")), *more]).stdout)
-                for more in (["--json"], board)]
+        board = ["--port", terminal.name, "--baud", "115200", "--latency", "2", "--json"]
+        results = [CliRunner().invoke(app, ["run", str(program), str(tmp_path / "codes.npy"), *more])
+                   for more in (["--json"], board)]
+        assert [result.exit_code for result in results] == [0, 0], results[1].output
+        runs = [json.loads(result.stdout) for result in results]
         done = CliRunner().invoke(app, ["verify", str(program), "--images", "1", *board])
     assert runs[1]["device"] == terminal.name and runs[1]["largest"] == runs[0]["largest"]
     assert runs[1]["wire"]["words_sent"] > 0
