@@ -111,13 +111,12 @@ class AxiMasterTop(wiring.Component):
             "length_error": status.active & ~stop & (
                 commands.empty & Mux(accelerator.idle, ~writer.full, accelerator.i.ready)
                 | writer.full & accelerator.o.valid | left_over),
-            "address_error": Signal(),
         }
-        flags = {name: Signal(name=name) for name in happened}
-        for name, flag in flags.items():
-            m.d.comb += getattr(status, name).eq(flag)
-            with m.If(happened[name]):
-                m.d.sync += flag.eq(1)
+        flags = {name: Signal(name=name) for name in (*happened, "address_error")}
+        m.d.comb += [getattr(status, name).eq(flag) for name, flag in flags.items()]
+        for name, now in happened.items():
+            with m.If(now):
+                m.d.sync += flags[name].eq(1)
         response = Signal(2)
         m.d.comb += [status.response.eq(response), wrong.eq(Cat(flags.values()).any())]
         with m.If(response == 0):

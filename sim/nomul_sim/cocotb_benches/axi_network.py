@@ -17,9 +17,10 @@ from .bus import BENCH_INPUTS, BENCH_PROGRAM, start
 
 @cocotb.test()
 async def network(dut: Any) -> None:
-    """Some samples, with pauses on the buses."""
+    """Some samples; weights come late."""
     program = load_program(Path(os.environ[BENCH_PROGRAM]))
     assert isinstance(program, Program)
-    host = await start(dut, 0.1, seed=8)
+    host = await start(dut, seed=8)
+    host.delay_weights(0.3)
     case = Case(program.graph, np.load(os.environ[BENCH_INPUTS]))
     await check(host, await host.device(), case, program)

@@ -128,10 +128,15 @@ class Host:
         self._pausing(write.aw_channel, write.w_channel, write.b_channel, read.ar_channel, read.r_channel)
         self.trace = Trace(dut)
 
-    def _pausing(self, *channels: Any) -> None:
+    def _pausing(self, *channels: Any, pause: float | None = None) -> None:
+        probability = self._pause if pause is None else pause
         for channel in channels:
-            if self._pause:
-                channel.set_pause_generator(_pauses(self._pause, next(self._seeds)))
+            if probability:
+                channel.set_pause_generator(_pauses(probability, next(self._seeds)))
+
+    def delay_weights(self, pause: float) -> None:
+        """Pause only where weights come in: every channel that pauses costs as much time as the design."""
+        raise NotImplementedError
 
     async def device(self) -> StreamDevice:
         """The driver's device."""
@@ -189,6 +194,9 @@ class StreamHost(Host):
 
     async def device(self) -> StreamDevice:
         return await bridge(StreamDevice)(self)
+
+    def delay_weights(self, pause: float) -> None:
+        self._pausing(self.weights, pause=pause)
 
     def feed(self, words: Words) -> None:
         """Give the weights that every run takes from now on."""
@@ -252,8 +260,11 @@ class MemoryHost(Host):
         self._pausing(write.aw_channel, write.w_channel, write.b_channel, read.ar_channel, read.r_channel)
 
     async def device(self) -> StreamDevice:
-        self.transport = await bridge(MemoryTransport)(CONFIG, self, self.ADDRESS, self.SIZE)
+        self.transport = await bridge(MemoryTransport)(CONFIG, self, self.ADDRESS, self.SIZE, timeout_s=3600)
         return await bridge(StreamDevice)(self.transport)
+
+    def delay_weights(self, pause: float) -> None:
+        self._pausing(self.memory.read_if.r_channel, pause=pause)
 
     def read(self, address: int) -> int:
         """Read a register; for code that runs beside the simulation, as all that follow."""
