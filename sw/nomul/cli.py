@@ -178,7 +178,7 @@ def generate(
     program: Annotated[Path | None, typer.Option(
         metavar="PROGRAM", show_default=False,
         help="Instead of CONFIG.toml: build in what `nomul compile` wrote, for its array.")] = None,
-    no_lint: Annotated[bool, typer.Option("--no-lint", help="Do not let Verilator, Icarus and Yosys read it.")] = False,
+    no_lint: Annotated[bool, typer.Option("--no-lint", help="Do not let Verilator and the others read it.")] = False,
     as_json: Json = False,
 ) -> None:
     """Write an accelerator's Verilog: one self-contained file, a manifest and a lint report.
