@@ -1,4 +1,4 @@
-"""Let the tools that will have to read the Verilog read it: Verilator, Icarus and Yosys.
+"""Let the tools that will have to read the Verilog read it: Verilator, Icarus, Yosys and slang.
 
 Each is run if it is found, in the Python environment or on the ``PATH``; one that is not found is reported as not run,
 never left out. The tools see the file alone in a folder of its own, so that no path of this machine enters a report.
@@ -143,6 +143,24 @@ def find_yosys() -> _Tool | None:
     return _Tool([path], _first_line(path, "-V"), {}) if path else None
 
 
+#: slang has no program in its wheel, only the parts of one.
+_SLANG = """
+import sys
+from pyslang.driver import CommandLineOptions, Driver
+driver = Driver()
+driver.addStandardArgs()
+ready = driver.parseCommandLine(" ".join(["slang", *sys.argv[1:]]), CommandLineOptions()) and driver.processOptions()
+sys.exit(not (ready and driver.parseAllSources() and driver.runFullCompilation()))
+"""
+
+
+def _slang() -> _Tool | None:
+    if _package_folder("pyslang") is not None:
+        return _Tool([sys.executable, "-c", _SLANG], f"slang {metadata.version('pyslang')} (pyslang)", {})
+    path = shutil.which("slang")
+    return _Tool([path], _first_line(path, "--version"), {}) if path else None
+
+
 #: How each tool is found and what it is asked, for a file, a top module and the family whose cells are instantiated.
 TOOLS: Mapping[str, tuple[Callable[[], _Tool | None], Callable[[str, str, str | None], Sequence[str]]]] = {
     "verilator": (_verilator, lambda file, top, _: ["--lint-only", "-Wall", "--top-module", top, WAIVERS, file]),
@@ -150,6 +168,10 @@ TOOLS: Mapping[str, tuple[Callable[[], _Tool | None], Callable[[str, str, str | 
     "yosys": (find_yosys, lambda file, top, family: ["-p", (
         f"read_verilog -lib -D NO_INCLUDES +/{family}/cells_sim.v; " if family else "")
         + f"read_verilog {file}; hierarchy -check -top {top}"]),
+    # As for Verilator: at most one of the lines that a case looks at is set. slang gives up on the overlaps of some
+    # cases. And Yosys relies on an else belonging to the nearest if.
+    "slang": (_slang, lambda file, top, _: [
+        "--top", top, "-Wextra", "-Wno-case-overlap", "-Wno-case-too-complex", "-Wno-dangling-else", file]),
 }
 
 
@@ -171,6 +193,8 @@ def _run(tool: str, file_name: str, top: str, family: str | None, folder: Path) 
     if tool == "yosys":
         said = [line for line in lines + done.stdout.splitlines() if re.match(r"(Warning|ERROR)", line)]
         lines = lines if done.returncode else said
+    elif tool == "slang":
+        lines = [line for line in lines if re.search(r"\b(warning|error): ", line)]
     elif tool == "verilator":
         # It ends with a summary of what it did, times included.
         lines = [line for line in lines if not line.startswith("- ")]

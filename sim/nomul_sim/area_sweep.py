@@ -27,14 +27,14 @@ __all__ = ["ACCELERATORS", "ARRAYS", "main", "sweep"]
 _SMALL = {"activations": 512, "weights": 512, "parameters": 64, "accumulators": 256, "layers": 16}
 
 
-def _config(fmt: str, rows: int, lanes: int, cols: int, memory: dict[str, int] | None = None,
+def _config(fmt: str, rows: int, lanes: int, cols: int, *, memory: dict[str, int] | None = None,
             **choices: Any) -> ArrayConfig:
     return ArrayConfig(get_format(fmt), rows, cols, lanes, memory=MemoryConfig(**_SMALL | (memory or {})), **choices)
 
 
 #: Whole accelerators: what lies beside the array hardly depends on the format of its weights.
 ACCELERATORS: tuple[ArrayConfig, ...] = (
-    _config("ternary", 4, 1, 4), _config("ternary", 8, 1, 8), _config("pot3", 4, 1, 4, {"lines": 32}))
+    _config("ternary", 4, 1, 4), _config("ternary", 8, 1, 8), _config("pot3", 4, 1, 4, memory={"lines": 32}))
 
 _ARRAYS: tuple[tuple[str, tuple[int, int, int], dict[str, Any]], ...] = (
     ("ternary", (4, 4, 4), {}), ("ternary", (16, 1, 4), {}), ("ternary", (4, 1, 4), {"act_bits": 4}),

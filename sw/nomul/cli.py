@@ -218,7 +218,7 @@ def generate(
     family: Annotated[str | None, typer.Option(metavar="FAMILY", show_default=False, help=(
         "Make the array of these chips' own carry cells: ecp5, ice40, xilinx or gowin. It does the same in fewer LUTs. "
         "Without, the Verilog suits any chip."))] = None,
-    no_lint: Annotated[bool, typer.Option("--no-lint", help="Do not let Verilator, Icarus and Yosys read it.")] = False,
+    no_lint: Annotated[bool, typer.Option("--no-lint", help="Do not let Verilator and the others read it.")] = False,
     as_json: Json = False,
 ) -> None:
     """Write an accelerator's Verilog: one self-contained file, a manifest and a lint report.

@@ -5,6 +5,7 @@ import pytest
 from nomul_hw.accelerator import Accelerator
 from nomul_hw.config import ArrayConfig, MemoryConfig
 from nomul_hw.families import FAMILIES, Cost
+from nomul_hw.memory import BlockRAM
 from nomul_hw.output import OutputStage
 from nomul_hw.synth import TOP, Synthesis, SynthesisError, synthesize, yosys_version
 from nomul_hw.verilog import to_verilog
@@ -72,6 +73,19 @@ def test_every_family_maps_everything(family):
     assert stage.lut > 100 and stage.ff > 200 and stage.bram >= 1 and stage.dsp == 0
     if family != "ice40":  # those with DSPs need them asked for
         assert synthesize(MULTIPLIER, "top", family).total.dsp == 1
+
+
+@pytest.mark.parametrize("family, blocks, blocks_of_two_ports", [
+    ("ecp5", 1, 2), ("ice40", 4, 8), ("xilinx", 1, 2), ("gowin", 1, 2)])
+def test_memories_are_block_rams_and_nothing_else(family, blocks, blocks_of_two_ports):
+    """512 words of 32 bits: as many blocks as hold them, and no logic that makes up for what a block does not do.
+
+    A second read port takes a port that also writes, which is half as wide; iCE40 has none, and holds a copy.
+    """
+    parts, second = (synthesize(to_verilog(BlockRAM(width=32, depth=512, **kind), "memory"), "memory", family).total
+                     for kind in ({"parts": 4}, {"second": True}))
+    assert (parts.bram, parts.ff, second.bram, second.ff) == (blocks, 0, blocks_of_two_ports, 0)
+    assert max(parts.lut, second.lut) <= 1  # an inverted enable
 
 
 def test_costs_add_up():

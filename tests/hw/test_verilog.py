@@ -458,12 +458,12 @@ def accelerator_lint(config: ArrayConfig) -> dict[str, lint.LintResult]:
         return lint_results(verilog._write_verilog(accelerator_netlist(config), run))
 
 
-@pytest.mark.parametrize("tool", ["verilator", "iverilog", "yosys"])
+@pytest.mark.parametrize("tool", ["verilator", "iverilog", "yosys", "slang"])
 @every_accelerator
 def test_lint_is_clean(tool, config):
     find, _ = lint.TOOLS[tool]
-    if tool == "iverilog" and find() is None:
-        pytest.skip("iverilog not installed")
+    if tool in ("iverilog", "slang") and find() is None:
+        pytest.skip(f"{tool} not installed")
     result = accelerator_lint(config)[tool]
     assert (result.status, result.messages) == ("clean", ())
     assert re.search(r"\d+\.\d+", result.version)
