@@ -98,12 +98,17 @@ def _elements(family: str) -> str:
         return " / ".join(f"{found[name, each]['lut'] / found[base, each]['lut']:.2f}"
                           if {(name, each), (base, each)} <= set(found) else "-" for each in lanes)
 
+    def clocks(name: str) -> str:
+        both = (found[name, each].get("fmax", {}) for each in lanes if (name, each) in found)
+        return "; ".join(", ".join(f"{clock:.0f}" for clock in each.values()) for each in both if each)
+
     rows = []
     for name in dict.fromkeys(row["element"] for row in data["elements"] if row["family"] == family):
         column = found.get((name, 1), {}).get("column_lut")
         rows.append((f"`{name}`", luts(name), luts(name, "ff"), f"{column:.1f}" if column else "",
-                     *(ratios(name, base) for base in ("int8_plain", "int8_booth", "int4_booth"))))
-    return _table(("element", "LUT", "FF", "LUT in the column", "/ int8 `*`", "/ int8 Booth", "/ int4 Booth"), rows)
+                     *(ratios(name, base) for base in ("int8_plain", "int8_booth", "int4_booth")), clocks(name)))
+    return _table(("element", "LUT", "FF", "LUT in the column", "/ int8 `*`", "/ int8 Booth", "/ int4 Booth", "MHz"),
+                  rows)
 
 
 TABLES: dict[str, Callable[[], str]] = {

@@ -134,11 +134,11 @@ def test_format_as_a_table(tmp_path):
     ("rows = 3", "unknown table [rows]; known: [array], [memory]"),
     ("array = 3", "[array] must be a table, not 3"),
     ("[array]\nformat = 'ternary'\nrow = 3",
-     ("unknown key array.row; known: acc_bits, act_bits, cols, format, gain_terms, lanes, pe, plane_shift, "
-     "requantize_lanes, rows, weights")),
+     ("unknown key array.row; known: acc_bits, act_bits, cols, format, gain_terms, lanes, pe, pipeline, "
+     "plane_shift, requantize_lanes, rows, weights")),
     ("[array]\nformat = 'ternary'\nmemory = 3",
-     ("unknown key array.memory; known: acc_bits, act_bits, cols, format, gain_terms, lanes, pe, plane_shift, "
-     "requantize_lanes, rows, weights")),
+     ("unknown key array.memory; known: acc_bits, act_bits, cols, format, gain_terms, lanes, pe, pipeline, "
+     "plane_shift, requantize_lanes, rows, weights")),
     ("[array]\nformat = 'ternary'\n[memory]\nweight = 3",
      "unknown key memory.weight; known: accumulators, activations, layers, lines, parameters, weights"),
     ("[array]\nformat = 'ternery'", ("array.format: Unknown weight format 'ternery'; known: binary, ternary, pot3, "
