@@ -1,3 +1,4 @@
+# amaranth: UnusedElaboratable=no
 """From Amaranth to one self-contained Verilog file, and to the folder that ``nomul generate`` writes.
 
 Amaranth emits one module per instance of a component: a 16x16 array is 256 copies of a few processing elements.
