@@ -74,7 +74,7 @@ def config(graph):
     return common_config([graph], ArrayConfig("ternary", 4, 4))
 
 
-def test_digits_layer_by_layer_over_a_pseudo_terminal(graph):
+def test_digits_layer_by_layer_over_a_pseudo_terminal(graph, config):
     """pyserial, a terminal that damages bytes, the RTL: results of the golden model, cycles of the estimate."""
     codes = graph.quantize_input(digits.load().test_x[:2])
     check = check_network(graph, config, codes, seed=1, rate=2e-5)
