@@ -1,6 +1,7 @@
 """The top that reads and writes memory: bursts of any length anywhere, and everything that can go wrong."""
 
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
 import cocotb
@@ -81,24 +82,24 @@ async def errors(dut: Any) -> None:
         assert not (await host.get("status"))[error]
 
     for misplaced in ("at", "answers_at"):
-        await fails("address_error", lambda name=misplaced: transfer(host, identity, 2, **{name: 0x9002}))
+        await fails("address_error", partial(transfer, host, identity, 2, **{misplaced: 0x9002}))
     for words, replies in ((identity[:2], 0), (identity, 3), (identity, 1),
                            (command(Opcode.WRITE, Target.PROGRAM, 0, 5) + [0], 0)):
-        await fails("length_error", lambda words=words, replies=replies: transfer(host, words, replies))
+        await fails("length_error", partial(transfer, host, words, replies))
 
     async def on_bad_memory(bad: range, words: list[int], replies: int) -> None:
-        host.memory.bad = bad
+        host.bad = bad
         await transfer(host, words, replies)
-        host.memory.bad = range(0)
+        host.bad = range(0)
 
     write = command(Opcode.WRITE, Target.PROGRAM, 0, 20) + list(range(20))
     for offset in (0, 0x40):
         begin = host.ADDRESS + offset
-        await fails("read_error", lambda begin=begin: on_bad_memory(range(begin, begin + 4), 6 * write, 0), 2)
+        await fails("read_error", partial(on_bad_memory, range(begin, begin + 4), 6 * write, 0), 2)
     answers = host.ADDRESS + 0x8000
-    await fails("write_error", lambda: on_bad_memory(range(answers, answers + 4), identity, 2), 2)
+    await fails("write_error", partial(on_bad_memory, range(answers, answers + 4), identity, 2), 2)
 
-    host.memory.bad = range(host.ADDRESS, host.ADDRESS + 0x8000)
+    host.bad = range(host.ADDRESS, host.ADDRESS + 0x8000)
     try:
         await host.device()
     except DeviceError as error:

@@ -4,7 +4,7 @@ import itertools
 import json
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 import cocotb
@@ -226,26 +226,14 @@ class StreamHost(Host):
         return np.array(received, dtype=np.uint32)
 
 
-class _Memory(AxiRam):
-    """Memory in which accesses to some addresses fail."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.bad = range(0)
-        for side, name in ((self.read_if, "_read"), (self.write_if, "_write")):
-            setattr(side, name, self._guarded(getattr(side, name)))
-
-    def _guarded(self, access: Callable[..., Any]) -> Callable[..., Any]:
-        async def guarded(address: int, what: Any) -> Any:
-            if address in self.bad:
-                raise ValueError(f"no memory at {address:#x}")
-            return await access(address, what)
-
-        return guarded
-
-
 class MemoryHost(Host):
-    """Memory beside a top that reads commands from there, and what :class:`nomul.bus.MemoryTransport` needs."""
+    """Memory beside a top that reads commands from there, and what :class:`nomul.bus.MemoryTransport` needs.
+
+    Attributes
+    ----------
+    bad : range
+        Addresses at which memory answers with errors.
+    """
 
     top = "axi"
 
@@ -254,10 +242,21 @@ class MemoryHost(Host):
 
     def __init__(self, dut: Dut, pause: float = 0.0, seed: int = 0) -> None:
         super().__init__(dut, pause, seed)
-        self.memory = _Memory(AxiBus.from_prefix(dut, "m_axi"), dut.aclk, dut.aresetn, reset_active_level=False,
-                              size=1 << 22)
+        self.memory = AxiRam(AxiBus.from_prefix(dut, "m_axi"), dut.aclk, dut.aresetn, reset_active_level=False,
+                             size=1 << 22)
         write, read = self.memory.write_if, self.memory.read_if
+        self.bad = range(0)
+        write._write, read._read = self._guarded(write._write), self._guarded(read._read)
         self._pausing(write.aw_channel, write.w_channel, write.b_channel, read.ar_channel, read.r_channel)
+
+    def _guarded(self, access: Callable[[int, Any], Awaitable[Any]]) -> Callable[[int, Any], Awaitable[Any]]:
+        """Let accesses to bad addresses fail."""
+        async def guarded(address: int, what: Any) -> Any:
+            if address in self.bad:
+                raise ValueError(f"no memory at {address:#x}")
+            return await access(address, what)
+
+        return guarded
 
     async def device(self) -> StreamDevice:
         self.transport = await bridge(MemoryTransport)(CONFIG, self, self.ADDRESS, self.SIZE, timeout_s=3600)
