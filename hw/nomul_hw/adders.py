@@ -313,7 +313,8 @@ def fabric_sum(m: Module, family: str, lanes: Sequence[Sequence[Factor]], psum: 
     else:
         chains = lanes
         if len(lanes[0]) == 1:
-            every, length = [terms[0] for terms in lanes], build.fabric.chain
+            every = [terms[0] for terms in lanes]
+            length = min(build.fabric.chain, 2) if pipeline > 2 else build.fabric.chain  # long chains are slow
             chains = [every[at:at + length] for at in range(0, len(every), length)]
         sums = [build.chain(chain, register=pipeline > 1) for chain in chains]
         if pipeline > 2:

@@ -77,7 +77,7 @@ class Pairs(wiring.Component):
 def stand_in(monkeypatch):
     """Stand-in for the accelerator: generating is about files, and this one elaborates in no time."""
     monkeypatch.setattr("nomul_hw.accelerator.Accelerator",
-                        lambda config, _, monitor: Pairs(config.act_bits, config.act_bits))
+                        lambda config, *_, **__: Pairs(config.act_bits, config.act_bits))
 
 
 def files_in(folder: Path) -> dict[str, bytes]:
