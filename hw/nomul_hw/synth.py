@@ -18,7 +18,7 @@ from typing import Any
 from .families import FAMILIES, Cost, Family
 from .lint import find_yosys
 
-__all__ = ["TOP", "Synthesis", "SynthesisError", "cell_area", "run_yosys", "synthesize", "top_instances",
+__all__ = ["TOP", "Synthesis", "SynthesisError", "run_yosys", "synthesize", "top_instances",
            "yosys_version"]
 
 #: Row of what belongs to the top module itself.
@@ -138,33 +138,6 @@ def synthesize(verilog: str, top: str, family: str = "ecp5", options: str = "") 
     modules[TOP] = _cost(counted[top], chips, set(instances.values()))
     ordered = dict(sorted(modules.items(), key=lambda item: item[1].lut, reverse=True))
     return Synthesis(family, version, "; ".join(passes), ordered)
-
-
-def cell_area(verilog: str, top: str, liberty: Path) -> float:
-    """Area of a design in standard cells, flip-flops included, in areas of the library's smallest NAND of two inputs.
-
-    Parameters
-    ----------
-    verilog, top : str
-        As for :func:`synthesize`.
-    liberty : Path
-        The library, in Liberty format.
-
-    Raises
-    ------
-    SynthesisError
-        If Yosys is missing or fails, or the library has no such NAND.
-    """
-    text = liberty.read_text(encoding="utf-8", errors="replace")
-    nands = re.findall(r"^\s*cell\s*\(\s*\"?(?:\w*_)?NAND2\w*\"?\s*\)\s*{.*?\barea\s*:\s*([\d.]+)", text,
-                       re.MULTILINE | re.DOTALL | re.IGNORECASE)
-    if not nands:
-        raise SynthesisError(f"{liberty}: has no cell NAND2")
-    file = liberty.absolute().as_posix()
-    stat = json.loads(run_yosys([
-        f"hierarchy -top {top}", f"synth -flatten -top {top}", f"dfflibmap -liberty {file}", f"abc -liberty {file}",
-        "opt_clean -purge", f"tee -q -o result stat -json -liberty {file}"], verilog))
-    return float(stat["design"]["area"]) / min(map(float, nands))
 
 
 def top_instances(verilog: str, top: str) -> dict[str, str]:

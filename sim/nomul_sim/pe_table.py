@@ -22,6 +22,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from nomul_hw.cells import find_liberty, synthesize_cells
 from nomul_hw.config import ArrayConfig
 from nomul_hw.fabric import FABRICS
 from nomul_hw.families import FAMILIES as CHIPS
@@ -29,7 +30,7 @@ from nomul_hw.families import Cost
 from nomul_hw.formats import get_format
 from nomul_hw.pnr import default_device, nextpnr_version, place_and_route
 from nomul_hw.product import ProductForm
-from nomul_hw.synth import SynthesisError, cell_area, synthesize, yosys_version
+from nomul_hw.synth import SynthesisError, synthesize, yosys_version
 
 from .cache import cached, content_hash
 
@@ -134,22 +135,25 @@ def measure(element: Element, family: str, lanes: int, liberty: Path | None = No
     Parameters
     ----------
     liberty : Path, optional
-        Library of the standard cells, for ``family="cells"``.
+        Library of the standard cells, for ``family="cells"``; what :func:`nomul_hw.cells.find_liberty` finds, if none.
     column : bool
         Whether to measure the product's own column too: of one lane, on chips, and not of ``*``.
 
     Raises
     ------
     nomul_hw.synth.SynthesisError
-        If Yosys is missing or fails.
+        If Yosys is missing or fails, or there is no library of cells.
     ValueError
-        If there is no such family, or no library for cells.
+        If there is no such family.
     """
     if family == "cells":
-        if liberty is None:
-            raise ValueError("cells need a library: --liberty FILE.lib")
-        library = liberty.read_text(encoding="utf-8")
-        area = _cached([library], element, lanes, None, None, lambda text: cell_area(text, "element", liberty))
+        library = liberty or find_liberty()
+
+        def gates(text: str) -> float:
+            found = synthesize_cells(text, "element", library)
+            return found.gates(found.total.total)
+
+        area = _cached([library.read_text(encoding="utf-8")], element, lanes, None, None, gates)
         return Measured(element.name, family, lanes, area=area / lanes)
 
     def cost(rows: int | None) -> Cost:
