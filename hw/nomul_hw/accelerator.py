@@ -59,6 +59,8 @@ class Accelerator(wiring.Component):
         from its first cycle on, and the next run's not before that begins, is what :mod:`nomul_hw.timing` counts.
     last, idle : Out(1)
         With a monitor: the word that ``o`` offers ends an answer; no command is under way.
+    unused : Out(1)
+        With a monitor, if weights come from a stream: a word is there that no layer has taken yet.
     cause, cycles : In(3), Out(32)
         With a monitor: the cycles of a cause in :data:`nomul_hw.descriptor.CAUSES`, of the latest run, or of this one
         so far.
@@ -77,6 +79,7 @@ class Accelerator(wiring.Component):
             **({"busy": Out(1)} if config.weights == "stream" or monitor else {}),
             **({"last": Out(1), "idle": Out(1), "cause": In(range(len(CAUSES))), "cycles": Out(HOST_BITS)}
                if monitor else {}),
+            **({"unused": Out(1)} if config.weights == "stream" and monitor else {}),
         })
 
     def elaborate(self, platform):
@@ -148,6 +151,8 @@ class Accelerator(wiring.Component):
                 width=config.weight_word_bits, depth=config.memory.weights)
             wiring.connect(m, wiring.flipped(self.weights), weights.w_stream)
             wiring.connect(m, weights.r_stream, loader.words)
+            if self.monitor:
+                m.d.comb += self.unused.eq(weights.r_rdy)
         else:
             m.submodules.weight_memory = weights = BlockRAM(
                 width=config.weight_word_bits, depth=config.memory.weights, table=tables.get(Target.WEIGHT))

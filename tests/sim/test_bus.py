@@ -77,7 +77,7 @@ def test_top(top: str, config: ArrayConfig, simulator: Simulator, tmp_path: Path
                                               pytest.param(128, 256, marks=pytest.mark.slow)])
 def test_memory(data_bits: int, burst: int, simulator: Simulator, tmp_path: Path) -> None:
     """Bursts, errors, stops; a weight word takes three host words."""
-    config = replace(STREAMED, format=get_format("int4"), rows=2, cols=8, lanes=3,
+    config = replace(STREAMED, format=get_format("int4"), rows=2, cols=8, lanes=3, requantize_lanes=2,
                      memory=replace(STREAMED.memory, activations=64))
     assert bench("axi_memory", simulator, "axi", config, tmp_path, data_bits=data_bits, burst=burst) == 4
 

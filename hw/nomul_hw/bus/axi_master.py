@@ -86,7 +86,7 @@ class AxiMasterTop(wiring.Component):
             m.d.sync += was_busy.eq(accelerator.busy)
             m.d.comb += [
                 weights.start.eq(accelerator.busy & ~was_busy),
-                left_over.eq(~accelerator.busy & was_busy & ~weights.empty),
+                left_over.eq(~accelerator.busy & was_busy & (~weights.empty | accelerator.unused)),
                 accelerator.weights.payload.eq(weights.o.payload),
                 accelerator.weights.valid.eq(weights.o.valid),
                 weights.o.ready.eq(accelerator.weights.ready),
