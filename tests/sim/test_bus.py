@@ -64,7 +64,11 @@ def bench(name: str, simulator: Simulator, top: str, config: ArrayConfig, folder
                      {"NOMUL_BENCH_TOP": top, "PYTHONWARNINGS": "ignore::DeprecationWarning", **(environment or {})})
 
 
-@pytest.mark.parametrize("simulator", ["icarus", pytest.param("verilator", marks=pytest.mark.slow)])
+#: A bench on Verilator takes minutes to compile.
+SIMULATORS = pytest.mark.parametrize("simulator", ["icarus", pytest.param("verilator", marks=pytest.mark.sweep)])
+
+
+@SIMULATORS
 @pytest.mark.parametrize("config", [KEPT, STREAMED], ids=["kept", "streamed"])
 @pytest.mark.parametrize("top", AXI)
 def test_top(top: str, config: ArrayConfig, simulator: Simulator, tmp_path: Path) -> None:
@@ -72,9 +76,9 @@ def test_top(top: str, config: ArrayConfig, simulator: Simulator, tmp_path: Path
     assert bench("axi", simulator, top, config, tmp_path) == 4
 
 
-@pytest.mark.parametrize("simulator", ["icarus", pytest.param("verilator", marks=pytest.mark.slow)])
+@SIMULATORS
 @pytest.mark.parametrize("data_bits, burst", [(64, 16), pytest.param(32, 1, marks=pytest.mark.slow),
-                                              pytest.param(128, 256, marks=pytest.mark.slow)])
+                                              pytest.param(128, 256, marks=pytest.mark.sweep)])
 def test_memory(data_bits: int, burst: int, simulator: Simulator, tmp_path: Path) -> None:
     """Bursts, errors, stops; a weight word takes three host words."""
     config = replace(STREAMED, format=get_format("int4"), rows=2, cols=8, lanes=3, requantize_lanes=2,
@@ -82,7 +86,7 @@ def test_memory(data_bits: int, burst: int, simulator: Simulator, tmp_path: Path
     assert bench("axi_memory", simulator, "axi", config, tmp_path, data_bits=data_bits, burst=burst) == 4
 
 
-@pytest.mark.parametrize("simulator", ["icarus", pytest.param("verilator", marks=pytest.mark.slow)])
+@SIMULATORS
 def test_wishbone(simulator: Simulator, tmp_path: Path) -> None:
     """A network over registers, refused accesses, a reset."""
     assert bench("wishbone", simulator, "wishbone", KEPT, tmp_path) == 3
@@ -97,10 +101,11 @@ def graphs() -> dict[str, Graph]:
             "resnet8": quantized("resnet8", "exp4")}
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(1500)
-@pytest.mark.parametrize("network", ["digits", "resnet8"])
-@pytest.mark.parametrize("top", AXI)
+@pytest.mark.parametrize("top, network", [
+    pytest.param(top, network, id=f"{top}-{network}",
+                 marks=pytest.mark.slow if (top, network) == ("axi", "digits") else pytest.mark.sweep)
+    for network in ("digits", "resnet8") for top in AXI])
 def test_network(top: str, network: str, tmp_path: Path) -> None:
     """Weights that do not fit the memory that they come through; one array, and one simulator, for both networks."""
     config = common_config(graphs().values(), ArrayConfig(
