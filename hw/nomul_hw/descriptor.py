@@ -7,6 +7,7 @@ documentation all come from it. Plain Python: importing this module does not imp
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import cache
 
 import numpy as np
 import numpy.typing as npt
@@ -171,12 +172,18 @@ def shift_stages(config: ArrayConfig) -> Sequence[tuple[int, int]]:
 
 def parameter_fields(config: ArrayConfig) -> Sequence[Field]:
     """Layout of one output channel's parameters; :func:`parameter_values` makes them."""
-    fields = [Field("offset", config.requantize_bits, True, "added to the accumulator times the gain's multiplier")]
+    return _parameter_fields(config.requantize_bits, tuple(shift_stages(config)), config.gain_terms)
+
+
+@cache
+def _parameter_fields(offset_bits: int, stages: tuple[tuple[int, int], ...], gain_terms: int) -> Sequence[Field]:
+    """Kept, since estimates ask for it layer by layer."""
+    fields = [Field("offset", offset_bits, True, "added to the accumulator times the gain's multiplier")]
     fields += [Field(f"shift_{places}", (choices - 1).bit_length(), False, f"right shift by so many times {places}")
-               for places, choices in shift_stages(config)]
+               for places, choices in stages]
     fields.append(Field("lead_negative", 1, False, "the multiplier's digit at position 0 is -1, not +1; without any "
                                                    "other digit it is 0"))
-    positions = gain_positions(config.gain_terms)
+    positions = gain_positions(gain_terms)
     for digit, places in enumerate(positions):
         fields += [Field(f"digit_{digit}_not_at_{place}", 1, False, f"the multiplier has no digit at position {place}")
                    for place in places]
