@@ -49,7 +49,7 @@ class AddressGenerator(wiring.Component):
     token : Out(token_layout)
         The word issued in this cycle.
     outside : Out(1)
-        The word lies outside the input map: it reads as padding.
+        The word lies outside the input map: it reads as padding. Not set while no layer is under way, as is ``edge``.
     window : Out(window_layout)
         Where the word stands in the map, for the window unit.
     edge : Out(1)
@@ -117,9 +117,10 @@ class AddressGenerator(wiring.Component):
             token.layer_last.eq(at_end.all()),
             token.pixel.eq(pixel),
             self.last_tile.eq(at_end[4:].all() & (at_end[2:4].all() | ~is_conv)),
-            self.edge.eq(is_conv & at_end[2]),
+            self.edge.eq(self.running & is_conv & at_end[2]),
             # Negative coordinates are large unsigned ones: one comparison per axis does both ends.
-            self.outside.eq((x.as_unsigned() >= layer.in_width) | (y.as_unsigned() >= layer.in_height)),
+            self.outside.eq(self.running & (
+                (x.as_unsigned() >= layer.in_width) | (y.as_unsigned() >= layer.in_height))),
         ]
         if self.config.memory.lines:
             completes = [Signal(name=f"completes_{axis}") for axis in ("columns", "rows")]
