@@ -161,9 +161,13 @@ class AddressGenerator(wiring.Component):
 
         # The innermost loop that is not at its end steps; those inside it start again. In front of a layer all loops
         # are at their start, and the address and the coordinates are 0: the first step is from there to the first word.
-        steps = Signal(LOOPS)
-        m.d.comb += steps.eq(token.valid.replicate(LOOPS) & ~at_end & Cat(
-            at_end[:level].all() if level else Const(1, 1) for level in range(LOOPS)))
+        # Which one that is does not wait for the decision whether a word is issued.
+        steps, turn = Signal(LOOPS), Signal(LOOPS)
+        m.d.comb += [
+            turn.eq(self.running.replicate(LOOPS) & ~at_end & Cat(
+                at_end[:level].all() if level else Const(1, 1) for level in range(LOOPS))),
+            steps.eq(token.valid.replicate(LOOPS) & turn),
+        ]
         for level in range(LOOPS):
             following, wraps = Signal(12, name=f"following_{level}"), Signal(name=f"wraps_{level}")
             m.d.comb += [
@@ -184,7 +188,7 @@ class AddressGenerator(wiring.Component):
         places = [(self.address, "step", self.upcoming.in_address), (x, "x_step", self.upcoming.x_start),
                   (y, "y_step", self.upcoming.y_start)]
         for place, step, first in places:
-            moves = [(~self.running, first), *((steps[level], layer[f"{step}_{level}"]) for level in range(LOOPS))]
+            moves = [(~self.running, first), *((turn[level], layer[f"{step}_{level}"]) for level in range(LOOPS))]
             move = Signal(len(place), name=f"next_{step}")
             m.d.comb += move.eq(reduce(or_, (
                 value[:len(place)].as_unsigned() & chosen.replicate(len(place)) for chosen, value in moves)))
