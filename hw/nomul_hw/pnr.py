@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from .families import FAMILIES
-from .synth import TOP, SynthesisError, run_yosys, top_instances, yosys_version
+from .synth import TOP, SynthesisError, run_yosys, top_instances
 
 __all__ = ["DEVICES", "HARNESS", "Device", "Hop", "Route", "Routing", "default_device", "nextpnr_version",
            "place_and_route"]
@@ -285,7 +285,7 @@ def place_and_route(verilog: str, top: str, device: str = "lfe5u-85f", *, packag
     program, version = _find_nextpnr(chip.family)
     instances = set(top_instances(verilog, top))
     tell(f"synthesize for {device}")
-    netlist = run_yosys([
+    netlist, yosys = run_yosys([
         f"hierarchy -top {HARNESS}",
         *_hide_connections(verilog, top),
         f"{FAMILIES[chip.family].synthesis} -top {HARNESS}",
@@ -317,7 +317,7 @@ def place_and_route(verilog: str, top: str, device: str = "lfe5u-85f", *, packag
                         if cells["used"]}
                 placed = json.loads((folder / "placed.json").read_text(encoding="utf-8"))
                 best = clocks[seed], Routing(
-                    device, package, speed, (yosys_version(), version),
+                    device, package, speed, (yosys, version),
                     " ".join([_PROGRAMS[chip.family][0], *options, "--seed", str(seed)]), clocks,
                     _slowest(report, instances), used, _by_module(placed, used, instances))
     assert best is not None
