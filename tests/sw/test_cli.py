@@ -153,6 +153,16 @@ def test_generate_with_a_program(program):
     assert f"{data['baked']['identity']:08x}, built in" in text
 
 
+def test_generate_a_self_test(program):
+    command = ["generate", "--program", program, "--top", "selftest", "--clock", "12MHz", "-o", "out", "--no-lint"]
+    data = document(*command)
+    assert data["top"] == "nomul_ternary_2x2_selftest" and data["bus"]["clock"] == 12_000_000
+    assert Path("out", "selftest_commands.hex").is_file()
+    np.save("codes.npy", np.full((2, 2, 4, 4), 7, dtype=np.int8))
+    more = document(*command, "--input", "codes.npy")
+    assert more["bus"]["answers"] == 2 * data["bus"]["answers"] and more["bus"]["crc"] != data["bus"]["crc"]
+
+
 def test_generate_on_a_bus():
     data = document("generate", "array.toml", "--top", "axi", "--data-bits", "128", "-o", "out", "--no-lint")
     assert data["bus"] == {"name": "axi", "data_bits": 128, "burst": 16, "outstanding": 4, "address_bits": 32}
@@ -182,18 +192,19 @@ def test_synth():
 
 def test_synth_routes_and_misses_clocks(monkeypatch):
     """What place and route says is tests/hw/test_pnr.py's; here it is 40 MHz, and done once per seed."""
-    from nomul_hw.pnr import Hop, Route, Routing
+    from nomul_hw.pnr import Hop, Mapped, Route, Routing
 
     asked = []
 
-    def routed(verilog, top, device, *, seeds, clock, progress, **more):
-        asked.append((device, seeds, clock, more))
+    def routed(mapped, device, seed, *, clock, progress, **more):
+        asked.append((device, [seed], clock, more))
         progress("place")
-        return Routing(device, "", "", ("Yosys", "nextpnr"), "nextpnr", {seeds[0]: 39.0 + seeds[0] % 2},
+        return Routing(device, "", "", ("Yosys", "nextpnr"), "nextpnr", {seed: 39.0 + seed % 2},
                        Route("host.count", "array.sum", 25.0, 15.0, (Hop("host", 2, 10.0), Hop("array", 3, 15.0))),
                        {"ICESTORM_LC": (70, 7680)}, {"host": {"ICESTORM_LC": 30}, "array": {"ICESTORM_LC": 40}})
 
-    monkeypatch.setattr("nomul_sim.synthesis.place_and_route", routed)
+    monkeypatch.setattr("nomul_sim.synthesis.map_design", lambda *_: Mapped("ice40", "Yosys", (), "{}"))
+    monkeypatch.setattr("nomul_sim.synthesis.route", routed)
     data = document("synth", "array.toml", "--family", "ice40", "--clock", "40MHz", "--seeds", "2")
     assert asked == [("hx8k", [seed], 40.0, {"package": "", "speed": ""}) for seed in (1, 2)]
     assert data["routing"]["clocks"] == {"1": 40.0, "2": 39.0} and data["routing"]["fmax"] == 40.0
@@ -525,9 +536,16 @@ MISTAKES = {
     "generate: both": (lambda: ["generate", "array.toml", "--program", "program", "-o", "out"],
                        "give either CONFIG.toml or --program PROGRAM"),
     "generate: a serial line without a clock": (
-        lambda: ["generate", "array.toml", "--top", "serial", "-o", "out"], "--top serial and --clock FREQUENCY go"),
+        lambda: ["generate", "array.toml", "--top", "serial", "-o", "out"],
+        "--top serial or selftest and --clock FREQUENCY go"),
     "generate: a clock without a serial line": (
-        lambda: ["generate", "array.toml", "--clock", "50MHz", "-o", "out"], "--top serial and --clock FREQUENCY go"),
+        lambda: ["generate", "array.toml", "--clock", "50MHz", "-o", "out"],
+        "--top serial or selftest and --clock FREQUENCY go"),
+    "generate: a self-test of nothing": (
+        lambda: ["generate", "array.toml", "--top", "selftest", "--clock", "50MHz", "-o", "out"],
+        "--top selftest goes with --program"),
+    "generate: inputs without a self-test": (
+        lambda: ["generate", "array.toml", "--input", "x.npy", "-o", "out"], "--input goes with --top selftest"),
     "generate: too slow a clock": (
         lambda: ["generate", "array.toml", "--top", "serial", "--clock", "8MHz", "-o", "out"],
         "a clock of 8 MHz is too slow for 3000000 baud"),
