@@ -229,8 +229,8 @@ class Accelerator(wiring.Component):
             *(output.pooled[lane].eq(pooled[lane]) for lane in range(config.depth)),
         ]
 
-        # Memory ports: the machine's while it runs, else the host's. Nothing is issued in the first cycles of a run, and
-        # what is read where nothing was issued does not matter, so that no enable waits for the generator's decision.
+        # Memory ports: the machine's while it runs, a cycle late, else the host's: nothing is issued in a run's first
+        # cycles. What is read where nothing was issued does not matter, so that no enable waits for that decision.
         running = Signal()
         m.d.sync += running.eq(sequencer.busy)
         m.d.comb += output.skip_word.eq(Mux(bank_at_memory, banks[0].read_data, banks[1].read_data))

@@ -160,8 +160,8 @@ class OutputStage(wiring.Component):
             parameters.write_data.eq(self.parameter_data),
         ]
         gains = Signal.like(parameters.read_data, reset_less=True)
-        chunk_read, chunk_taken = Signal.like(chunk), Signal.like(chunk)
-        m.d.sync += [gains.eq(parameters.read_data), chunk_read.eq(chunk), chunk_taken.eq(chunk_read)]
+        read, taken = Signal.like(chunk), Signal.like(chunk)  # the chunk whose parameters are read, that is taken
+        m.d.sync += [gains.eq(parameters.read_data), read.eq(chunk), taken.eq(read)]
 
         # What is written follows the codes through the pipeline.
         write = data.StructLayout({"valid": 1, "done": 1, "address": len(self.address), "part": config.word_chunks})
@@ -185,8 +185,8 @@ class OutputStage(wiring.Component):
             m.d.comb += [
                 requantizer.acc.eq(Mux(
                     is_conv,
-                    _pick(m, f"array_{lane}", chunk_taken, [self.totals[at + lane] for at in range(0, config.cols, lanes)]),
-                    _pick(m, f"pool_{lane}", chunk_taken, [self.pooled[at + lane] for at in range(0, config.depth, lanes)]),
+                    _pick(m, f"array_{lane}", taken, [self.totals[at + lane] for at in range(0, config.cols, lanes)]),
+                    _pick(m, f"pool_{lane}", taken, [self.pooled[at + lane] for at in range(0, config.depth, lanes)]),
                 )),
                 requantizer.parameters.eq(gains.word_select(lane, parameter_layout(config).size)),
                 requantizer.skip.eq(_one_of(stages[LEAD + 2].part, [
