@@ -43,7 +43,7 @@ ACT_BITS, SUM_BITS = 8, 24
 ROWS = 16
 
 #: Products of an element.
-LANES = (1, 8)
+LANES = (1, 4, 8)
 
 #: Seeds of placements, and the clock in MHz that they work towards.
 SEEDS, CLOCK = (1, 2, 3), 250.0
@@ -226,7 +226,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m nomul_sim.pe_table", description="What processing elements cost.")
     parser.add_argument("--format", action="append", choices=names, help="an element; all unless given")
     parser.add_argument("--family", action="append", choices=FAMILIES, help="a family; all chips unless given")
-    parser.add_argument("--lanes", action="append", type=int, choices=LANES, help="products of an element; 1 and 8")
+    parser.add_argument("--lanes", action="append", type=int, choices=LANES,
+                        help="products of an element; 1, 4 and 8 unless given")
     parser.add_argument("--liberty", type=Path, metavar="FILE.lib", help="standard cells, for --family cells")
     parser.add_argument("--no-column", action="store_true", help="leave out the product's own column")
     parser.add_argument("--fmax", action="store_true", help="place and route arrays too: minutes for each")
