@@ -212,9 +212,11 @@ class _Sum:
             value = finish(done, value)
             if not shift:
                 unshifted = value
-            elif register or done in (invert, gate):
+            elif done in (invert, gate):
                 unshifted = None
         value = self.named(f"{name}_formed", value, register=register)
+        if register:
+            unshifted = None
 
         def later(label: str, bit: Any) -> Any:
             return self.named(f"{name}_{label}", bit, register=True) if register else bit
