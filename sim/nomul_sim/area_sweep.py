@@ -50,14 +50,12 @@ ACCELERATORS: tuple[ArrayConfig, ...] = (
 
 _ARRAYS: tuple[tuple[str, tuple[int, int, int], dict[str, Any]], ...] = (
     ("ternary", (4, 1, 4), {}), ("ternary", (4, 4, 4), {}), ("ternary", (16, 1, 4), {}), ("ternary", (4, 1, 16), {}),
-    ("ternary", (2, 8, 4), {}), ("ternary", (4, 4, 4), {"pipeline": 3}), ("ternary", (4, 1, 4), {"act_bits": 4}),
-    ("binary", (4, 1, 4), {}), ("binary", (4, 2, 4), {}),
-    ("pot3", (4, 1, 4), {}), ("pot3", (8, 1, 4), {}), ("pot3", (2, 4, 4), {}), ("pot3z", (4, 1, 4), {}),
-    ("pot4", (4, 1, 4), {}), ("pot4", (4, 2, 4), {}), ("pot4", (4, 1, 4), {"pipeline": 1}),
-    ("exp4", (4, 1, 4), {}), ("exp4", (2, 4, 4), {}), ("exp4", (8, 1, 8), {}), ("exp4", (4, 2, 4), {"act_bits": 6}),
-    ("exp5", (4, 1, 4), {}), ("int4", (4, 1, 4), {}),
-    ("int4", (4, 1, 4), {"pe": "multiplier"}), ("int8", (4, 1, 4), {"pe": "multiplier"}),
-    ("int8", (2, 4, 4), {"pe": "multiplier", "pipeline": 2}),
+    ("ternary", (2, 4, 4), {"pipeline": 3}), ("ternary", (4, 1, 4), {"act_bits": 4}),
+    ("binary", (4, 2, 4), {}), ("pot3", (8, 1, 4), {}), ("pot3z", (4, 1, 4), {}), ("pot3z", (2, 8, 4), {}),
+    ("pot4", (4, 1, 4), {"pipeline": 1}), ("pot4", (4, 2, 4), {}), ("exp4", (4, 1, 4), {}), ("exp4", (2, 4, 4), {}),
+    ("exp4", (8, 1, 8), {}), ("exp4", (2, 2, 4), {"act_bits": 6}),
+    ("int4", (4, 1, 4), {}), ("int4", (4, 1, 4), {"pe": "multiplier"}), ("int8", (4, 1, 4), {"pe": "multiplier"}),
+    ("int8", (2, 2, 4), {"pe": "multiplier", "pipeline": 2}),
 )
 
 #: Arrays alone, of every kind of element, with lanes and without.
@@ -66,7 +64,7 @@ ARRAYS: tuple[ArrayConfig, ...] = tuple(_config(fmt, *shape, **choices) for fmt,
 #: Elements by themselves, of all formats that have one.
 ELEMENTS: tuple[ArrayConfig, ...] = tuple(
     _config(element.format, 1, lanes, 1, pe=element.kind)
-    for element in pe_table.ELEMENTS if element.kind != "*" for lanes in pe_table.LANES)
+    for element in pe_table.ELEMENTS if element.kind != "*" for lanes in pe_table.USUAL_LANES)
 
 
 def _element(config: ArrayConfig, family: str) -> dict[str, Cost]:

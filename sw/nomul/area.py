@@ -31,8 +31,8 @@ Float64Array = npt.NDArray[np.float64]
 #: Kinds of cells that are fitted.
 FITTED = ("lut", "ff")
 
-#: Width of the sum that the sweep's elements add to.
-ELEMENT_SUM_BITS = 24
+#: Widths of the sum that the sweep's elements add to, and of their activations.
+ELEMENT_SUM_BITS, ELEMENT_ACT_BITS = 24, 8
 
 #: Words and bits of a block RAM, by family, the widest shape last.
 SHAPES: Mapping[str, tuple[tuple[int, int], ...]] = {
@@ -106,7 +106,7 @@ def _made_of(config: ArrayConfig) -> Float64Array:
 
 
 class Elements:
-    """Logic of the products of an element, without its sum: what was measured, and else in proportion to that.
+    """Logic of the products of an element, without its sum: measured, or else a sum of things that is fitted to that.
 
     Parameters
     ----------
@@ -115,55 +115,66 @@ class Elements:
     """
 
     def __init__(self, samples: Sequence[Sample]) -> None:
-        self._measured = {self._key(one.config): max(0, one.modules["element"].lut - ELEMENT_SUM_BITS)
-                          for one in samples}
+        self._measured: dict[tuple[tuple[int, ...], str], dict[int, int]] = {}
+        for one in samples:
+            of_kind = self._measured.setdefault(self._kind(one.config), {})
+            of_kind[one.config.lanes] = max(0, one.modules["element"].lut - ELEMENT_SUM_BITS)
         self._fit = np.zeros(5)
         if samples:
             matrix = np.stack([_made_of(one.config) for one in samples])
-            wanted = np.asarray([self._measured[self._key(one.config)] for one in samples], dtype=np.float64)
-            weights = 1 / (8 + wanted)
+            wanted = np.asarray([self._measured[self._kind(one.config)][one.config.lanes] for one in samples],
+                                dtype=np.float64)
+            weights = 1 / (ELEMENT_SUM_BITS + wanted)
             self._fit = _nonnegative(matrix * weights[:, None], wanted * weights)
 
     @staticmethod
-    def _key(config: ArrayConfig) -> tuple[tuple[int, ...], str, int, int]:
-        return tuple(config.format.levels), config.pe, config.act_bits, config.lanes
+    def _kind(config: ArrayConfig) -> tuple[tuple[int, ...], str]:
+        return tuple(config.format.levels), config.pe
 
     def logic(self, config: ArrayConfig) -> float:
-        """LUTs of an element's products."""
-        found = self._measured.get(self._key(config))
-        if found is not None:
-            return found
+        """LUTs of an element's products: linear in their number, and in proportion to the activations' width."""
         fitted = float(_made_of(config) @ self._fit)
-        alike = [key for key in self._measured if key[:2] == self._key(config)[:2]]
-        if not alike:
+        known = sorted(self._measured.get(self._kind(config), {}).items())
+        if not known:
             return fitted
-        *_, bits, lanes = nearest = min(alike, key=lambda key: (abs(key[2] - config.act_bits),
-                                                                abs(log2(key[3] / config.lanes))))
-        there = float(_made_of(replace(config, rows=1, cols=1, act_bits=bits, lanes=lanes, pipeline=0,
-                                       requantize_lanes=0)) @ self._fit)
-        return fitted * self._measured[nearest] / there if there else fitted
+        (fewer, low), (more, high) = known[0], known[-1]
+        for lanes, luts in known:
+            if lanes <= config.lanes:
+                fewer, low = lanes, luts
+        for lanes, luts in reversed(known):
+            if lanes > fewer:
+                more, high = lanes, luts
+        if more == fewer:  # the most that there are: go on as before
+            fewer, low = known[-2] if len(known) > 1 else (0, 0)
+        found = low + (high - low) * (config.lanes - fewer) / (more - fewer)
+        usual = float(_made_of(replace(config, act_bits=ELEMENT_ACT_BITS)) @ self._fit)
+        return found * fitted / usual if usual else found
 
 
-def _array(config: ArrayConfig, elements: Elements) -> list[float]:
+def _array_luts(config: ArrayConfig, elements: Elements) -> list[float]:
     rows, lanes, cols, product = config.rows, config.lanes, config.cols, config.product
-    bases = product.bases
-    passed = sum(config.act_bits + (base // (base & -base)).bit_length() - 1 for base in bases) * lanes
-    summed = product.sum_bits(lanes, config.act_bits)
-    late = [summed, lanes * len(product.terms) * config.act_bits, lanes * len(product.terms) * config.act_bits / 2]
-    sums = cols * sum(config.sum_bits(row) for row in range(rows))
-    waiting = ((config.act_bits * lanes + 1) * rows * (rows - 1)
-               + (lanes * config.format.bits + config.column_sum_bits) * cols * (cols - 1)) / 2
     return [
         rows * cols * elements.logic(config),
-        sums,
-        rows * cols * sum(late[:config.pipeline]),
-        rows * cols * 2 * lanes * product.control_bits,  # weights, and those that wait
-        rows * (cols * passed + 2 * (cols - 1)),  # what goes on to the right
-        waiting,  # triangles of registers at the edges
-        config.depth * (len(bases) - bases.count(1)) * config.act_bits,
-        cols * lanes * product.control_bits,
-        cols * product.sum_bits(lanes, config.act_bits),  # of the first row, which has no sum above
+        cols * product.sum_bits(lanes, config.act_bits),  # the first row has no sum above
+        cols * sum(config.sum_bits(row) for row in range(1, rows)),
+        config.depth * (len(product.bases) - product.bases.count(1)) * config.act_bits,  # multiples, at the left edge
+        cols * lanes * product.control_bits,  # decoders, at the top
     ]
+
+
+def _array_ffs(config: ArrayConfig) -> list[float]:
+    """Registers as :mod:`nomul_hw.array` has them; fitted is only what synthesis saves."""
+    rows, lanes, cols, product, bits = config.rows, config.lanes, config.cols, config.product, config.act_bits
+    passed = lanes * sum(bits + (base // (base & -base)).bit_length() - 1 for base in product.bases)
+    waiting = ((bits * lanes + 1) * rows * (rows - 1)
+               + (lanes * config.format.bits + config.column_sum_bits) * cols * (cols - 1)) / 2
+    held = (rows * cols * 2 * lanes * product.control_bits + rows * (cols * passed + 2 * (cols - 1))
+            + cols * sum(config.sum_bits(row) for row in range(rows)) + waiting)
+    # Of a product that is neither selected nor shifted, what is registered is what goes on to the right, and its sign.
+    count, term = lanes * len(product.terms), product.terms[0]
+    formed = 2 + bits * bool(term.shift_bits or term.select_bits)
+    late = [formed if count == 1 else product.sum_bits(lanes, bits), count * formed, count * (bits + 2) / 2]
+    return [held, rows * cols * sum(late[:config.pipeline])]
 
 
 def _output(config: ArrayConfig) -> list[float]:
@@ -284,16 +295,19 @@ class Predictor:
             raise AreaError(f"{family}: the sweep is empty")
         self._fits = {name: self._fit(name) for name in sorted({name for one in samples for name in one.modules})}
 
-    def _features(self, module: str, config: ArrayConfig) -> Float64Array:
-        found = _array(config, self._products) if module == "array" else FEATURES.get(module, _other)(config)
+    def _features(self, module: str, kind: str, config: ArrayConfig) -> Float64Array:
+        if module != "array":
+            found = FEATURES.get(module, _other)(config)
+        else:
+            found = _array_luts(config, self._products) if kind == "lut" else _array_ffs(config)
         return np.asarray(found, dtype=np.float64)
 
     def _fit(self, module: str) -> dict[str, Float64Array]:
         """Coefficients of a module, by kind of cell. Errors count as shares of whole accelerators."""
         having = [one for one in self.samples if module in one.modules]
-        matrix = np.stack([self._features(module, one.config) for one in having])
         result = {}
         for kind in FITTED:
+            matrix = np.stack([self._features(module, kind, one.config) for one in having])
             weights = 1 / np.asarray([max(1, getattr(one.total, kind)) for one in having], dtype=np.float64)
             wanted = np.asarray([getattr(one.modules[module], kind) for one in having], dtype=np.float64)
             result[kind] = _nonnegative(matrix * weights[:, None], wanted * weights)
@@ -303,7 +317,7 @@ class Predictor:
         """Cost by module, without block RAMs, of the modules that there are."""
         absent = {"weight_memory" if config.weights == "stream" else "weight_queue",
                   *([] if config.memory.lines else ["window_unit", "padding_before"])}
-        return {module: Cost(**{kind: round(float(self._features(module, config) @ found))
+        return {module: Cost(**{kind: round(float(self._features(module, kind, config) @ found))
                                 for kind, found in fits.items()})
                 for module, fits in self._fits.items() if module not in absent}
 
