@@ -24,7 +24,7 @@ SHAPE = network_shape(small_graph())
 
 
 def made_up(config: ArrayConfig) -> Sample:
-    """Costs that a sum of things explains: 9 LUTs a product, 2 a bit of sums, 1 a bit of words; a tenth fewer registers."""
+    """Costs that a sum of things explains: 9 LUTs a product, 2 a bit of sums, 1 a bit of words; 0.9 registers."""
     sums = sum(config.sum_bits(row) for row in range(config.rows)) * config.cols
     return Sample(config, {
         "array": Cost(lut=9 * config.macs_per_cycle + 2 * sums,
