@@ -11,22 +11,23 @@ import json
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+
+from amaranth.hdl import Module
+from amaranth.lib import wiring
 
 from nomul_hw.bus.serial import SerialBus
 from nomul_hw.bus.tops import AxiBus, AxiStreamBus, WishboneBus
 from nomul_hw.config import ArrayConfig, ConfigError, load_config
-from nomul_hw.families import Cost
 from nomul_hw.pnr import DEVICES, nextpnr_version, place_and_route
-from nomul_hw.synth import SynthesisError, synthesize, yosys_version
+from nomul_hw.synth import Synthesis, SynthesisError, synthesize, yosys_version
 from nomul_hw.verilog import Bus
 
 from .cache import cached, content_hash
 from .verilated import component_verilog
 
-__all__ = ["TOPS", "clock", "cost", "main", "top_verilog"]
+__all__ = ["TOPS", "Alone", "area", "clock", "main", "top_verilog"]
 
 #: What stands in ``nomul generate --top``, with the options that it has there, for a clock of 48 MHz.
 TOPS: Mapping[str, Bus | None] = {
@@ -38,6 +39,20 @@ TOPS: Mapping[str, Bus | None] = {
 TOP = "bus"
 
 
+class Alone(wiring.Component):  # type: ignore[misc]
+    """Nothing around an accelerator. As below every other top it is one module, which is optimized as a whole."""
+
+    def __init__(self, accelerator: Any):
+        self.accelerator = accelerator
+        super().__init__(dict(accelerator.signature.members))
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        m.submodules.accelerator = self.accelerator
+        wiring.connect(m, wiring.flipped(self), self.accelerator)
+        return m
+
+
 def top_verilog(name: str, config: ArrayConfig, family: str) -> str:
     """Verilog of an accelerator on a bus, for a family of chips; its clock is ``clk`` everywhere."""
     def make() -> Any:
@@ -45,13 +60,13 @@ def top_verilog(name: str, config: ArrayConfig, family: str) -> str:
 
         bus = TOPS[name]
         accelerator = Accelerator(config, family=family, monitor=bus is not None and bus.monitor)
-        return bus.around(accelerator) if bus else accelerator
+        return bus.around(accelerator) if bus else Alone(accelerator)
 
     # What places and routes knows the clock by that name.
-    return re.sub(r"\baclk\b", "clk", component_verilog(make, TOP, config.hash, family, name))
+    return re.sub(r"\baclk\b", "clk", component_verilog(make, TOP, config.hash, family, "top", name))
 
 
-def cost(name: str, config: ArrayConfig, family: str) -> Cost:
+def area(name: str, config: ArrayConfig, family: str) -> Synthesis:
     """What an accelerator on a bus occupies, synthesized or from the cache.
 
     Raises
@@ -62,10 +77,10 @@ def cost(name: str, config: ArrayConfig, family: str) -> Cost:
     verilog = top_verilog(name, config, family)
 
     def make(path: Path) -> None:
-        path.write_text(json.dumps(asdict(synthesize(verilog, TOP, family).total)), encoding="utf-8")
+        path.write_text(json.dumps(synthesize(verilog, TOP, family).to_dict()), encoding="utf-8")
 
     key = content_hash(verilog, family, yosys_version())
-    return Cost(**json.loads(cached("tops", f"{key}.json", make).read_text(encoding="utf-8")))
+    return Synthesis.from_dict(json.loads(cached("tops", f"{key}.json", make).read_text(encoding="utf-8")))
 
 
 def clock(name: str, config: ArrayConfig, device: str) -> float:
@@ -96,11 +111,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         config, family = load_config(options.config), DEVICES[options.device].family
-        print(f"{config.name}, {yosys_version()}\ntop           LUT     FF  block RAMs" + "   MHz" * options.route)
+        print(f"{config.name}, {yosys_version()}\ntop           LUT     FF  block RAMs    MHz  LUTs by module")
         for name in options.top:
-            found = cost(name, config, family)
-            row = f"{name:10} {found.lut:6,} {found.ff:6,} {found.bram:11}"
-            print(row + (f" {clock(name, config, options.device):5.1f}" if options.route else ""), flush=True)
+            found = area(name, config, family)
+            total, reached = found.total, f"{clock(name, config, options.device):.1f}" if options.route else ""
+            modules = ", ".join(f"{module} {cost.lut:,}" for module, cost in found.modules.items())
+            print(f"{name:10} {total.lut:6,} {total.ff:6,} {total.bram:11}  {reached:>5}  {modules}", flush=True)
     except (ConfigError, SynthesisError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
