@@ -19,7 +19,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib import metadata, resources
@@ -33,7 +33,7 @@ from amaranth.lib.memory import Memory
 
 from .adders import ADDER
 from .config import ArrayConfig
-from .contents import Contents
+from .contents import Contents, Table
 from .fusesoc import core_file
 from .lint import LintReport, lint_verilog
 
@@ -363,6 +363,11 @@ class Bus(Protocol):
         """Whether the accelerator needs a monitor for it."""
         ...
 
+    @property
+    def tables(self) -> Sequence[Table]:
+        """Contents of its own memories."""
+        ...
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data for the manifest."""
         ...
@@ -377,7 +382,7 @@ def generate(config: ArrayConfig, directory: str | os.PathLike[str], *, contents
     """Write a configuration's Verilog, its manifest and what the linters say about it.
 
     ``<config.name>.v`` (with the bus's name behind, if there is one), a core file for FuseSoC, ``manifest.json``,
-    ``lint.json`` and ``lint.txt``; with a program that is baked in also the files that the Verilog reads it from. A
+    ``lint.json`` and ``lint.txt``; with contents of memories also the files that the Verilog reads them from. A
     file is only touched if its content changes, and appears whole or not at all.
 
     Parameters
@@ -417,7 +422,8 @@ def generate(config: ArrayConfig, directory: str | os.PathLike[str], *, contents
         verilog = _write_verilog(netlist, run)
     digest = hashlib.sha256(verilog.encode()).hexdigest()
     file_name = f"{name}.v"
-    tables = {table.file: table.text for table in contents.tables.values()} if contents else {}
+    baked = {table.file: table.text for table in contents.tables.values()} if contents else {}
+    tables = baked | {table.file: table.text for table in bus.tables} if bus else baked
     manifest = {
         "config": config.to_dict(),
         "config_hash": config.hash,
@@ -429,7 +435,7 @@ def generate(config: ArrayConfig, directory: str | os.PathLike[str], *, contents
         "top": top,
         "verilog": {"file": file_name, "sha256": digest},
         **({"family": family} if family else {}),
-        **({"baked": {"identity": contents.identity, "files": sorted(tables)}} if contents else {}),
+        **({"baked": {"identity": contents.identity, "files": sorted(baked)}} if contents else {}),
         **({"bus": bus.to_dict()} if bus else {}),
     }
     core = core_file(name, top, file_name, sorted(tables), version=manifest["generator"]["nomul"],

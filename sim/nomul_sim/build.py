@@ -7,6 +7,7 @@ be spent once per file. The part of Verilator's run-time library that is the sam
 per machine.
 """
 
+import ctypes
 import importlib.metadata
 import importlib.util
 import os
@@ -15,28 +16,36 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
+
+import numpy as np
 
 from .cache import cached, content_hash
 
-__all__ = ["BuildError", "Optimize", "Recipe", "build", "build_simulator", "compiler_identity", "compiler_name",
-           "find_compiler", "find_verilator", "machine_name", "run_tool"]
+__all__ = ["BYTES", "HANDLE", "WORDS", "BuildError", "Optimize", "Recipe", "build", "build_simulator",
+           "compiler_identity", "compiler_name", "find_compiler", "find_verilator", "load_simulator", "machine_name",
+           "run_tool"]
 
 #: What to be quick at: building the simulator, for small designs and short simulations, or running it, for long ones.
 Optimize = Literal["build", "run"]
 
 _SHIM = Path(__file__).with_name("shim.cpp")
+_API = Path(__file__).with_name("api.h")
 
 _VERILATOR_FLAGS = ("--cc", "-O3", "--output-split", "0", "-Wno-fatal", "-Wno-lint", "-Wno-style", "--prefix", "Vtop")
 _COMPILER_FLAGS = ("-std=c++17", "-w", "-DVERILATOR=1", "-DVM_COVERAGE=0", "-DVM_SC=0", "-DVM_TIMING=0",
                    "-DVM_TRACE=0", "-DVM_TRACE_FST=0", "-DVM_TRACE_VCD=0", "-DVM_TRACE_SAIF=0")
 _RUNTIME_OPTIMIZATION = "-O1"
 _MODEL_OPTIMIZATION: dict[Optimize, str] = {"build": "-O1", "run": "-O2"}
+
+#: Types of arguments of a library's functions: a simulation, and buffers of host words and of bytes.
+HANDLE = ctypes.c_void_p
+WORDS, BYTES = (np.ctypeslib.ndpointer(dtype=kind, ndim=1, flags="C_CONTIGUOUS") for kind in (np.uint32, np.uint8))
 
 
 class BuildError(RuntimeError):
@@ -180,8 +189,8 @@ def build(verilog: str, top: str, recipe: Recipe) -> Path:
                      "Linking the simulator")
 
     runtime_key = content_hash(*tools, _RUNTIME_OPTIMIZATION, *recipe.runtime)
-    key = content_hash(verilog, top, recipe.main.read_text(encoding="utf-8"), *tools, *_VERILATOR_FLAGS,
-                       *recipe.verilator, recipe.optimization, *recipe.linker, *recipe.runtime)
+    key = content_hash(verilog, top, *(path.read_text(encoding="utf-8") for path in (recipe.main, _API)), *tools,
+                       *_VERILATOR_FLAGS, *recipe.verilator, recipe.optimization, *recipe.linker, *recipe.runtime)
     return cached(recipe.kind, f"{key}{recipe.suffix}", make)
 
 
@@ -202,7 +211,7 @@ def build_simulator(verilog: str, top: str, *, optimize: Optimize = "build", shi
     Returns
     -------
     Path
-        The shared library; :class:`nomul_sim.verilated.StreamModel` loads it, if no other shim was given.
+        The shared library, for :func:`load_simulator`.
 
     Raises
     ------
@@ -217,3 +226,20 @@ def build_simulator(verilog: str, top: str, *, optimize: Optimize = "build", shi
         verilator=("--x-assign", "fast", "--x-initial", "fast", "--noassert", "--output-split-cfuncs", "500"),
         compiler=("-fPIC", "-fvisibility=hidden", *unique), linker=("-shared",),
         optimization=_MODEL_OPTIMIZATION[optimize], runtime=("verilated.cpp", "verilated_threads.cpp"), main=shim))
+
+
+def load_simulator(library: Path, functions: Mapping[str, tuple[Any, ...]]) -> ctypes.CDLL:
+    """Load a simulator library.
+
+    Parameters
+    ----------
+    library : Path
+        What :func:`build_simulator` returned.
+    functions : mapping of str to tuple
+        What the shim exports: names, each with the types of its result and of its arguments, as ``ctypes`` has them.
+    """
+    loaded = ctypes.CDLL(str(library))
+    for name, (result, *arguments) in functions.items():
+        function = getattr(loaded, name)
+        function.restype, function.argtypes = result, arguments
+    return loaded

@@ -6,13 +6,8 @@
 #include <deque>
 
 #include "Vtop.h"
+#include "api.h"
 #include "verilated.h"
-
-#if defined(_WIN32)
-#define NOMUL_API extern "C" __declspec(dllexport)
-#else
-#define NOMUL_API extern "C" __attribute__((visibility("default")))
-#endif
 
 namespace {
 

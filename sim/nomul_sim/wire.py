@@ -20,7 +20,6 @@ import time
 import tty
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Self
 
@@ -41,7 +40,7 @@ from nomul_hw.contents import Contents
 from nomul_hw.descriptor import HOST_BITS, Opcode, Target, target_word_bits
 from nomul_hw.formats import get_format
 
-from .build import BuildError, Optimize, build_simulator
+from .build import BYTES, HANDLE, BuildError, Optimize, build_simulator, load_simulator
 from .line import FAULTS, FaultyLine, LineDevice, LinePort
 from .verilated import component_verilog
 
@@ -58,23 +57,13 @@ BAUD = 3_000_000
 DIGITS = "digits"
 
 _SHIM = Path(__file__).with_name("uart.cpp")
-_BYTES = np.ctypeslib.ndpointer(dtype=np.uint8, ndim=1, flags="C_CONTIGUOUS")
-
-
-@cache
-def _load(path: Path) -> ctypes.CDLL:
-    library = ctypes.CDLL(str(path))
-    handle, long = ctypes.c_void_p, ctypes.c_int64
-    for name, result, *arguments in (
-        ("nomul_new", handle, ctypes.c_int),
-        ("nomul_free", None, handle),
-        ("nomul_exchange", long, handle, _BYTES, long, _BYTES, long),
-        ("nomul_cycles", ctypes.c_uint64, handle),
-        ("nomul_broken", ctypes.c_uint64, handle),
-    ):
-        function = getattr(library, name)
-        function.restype, function.argtypes = result, arguments
-    return library
+_FUNCTIONS = {
+    "nomul_new": (HANDLE, ctypes.c_int),
+    "nomul_free": (None, HANDLE),
+    "nomul_exchange": (ctypes.c_int64, HANDLE, BYTES, ctypes.c_int64, BYTES, ctypes.c_int64),
+    "nomul_cycles": (ctypes.c_uint64, HANDLE),
+    "nomul_broken": (ctypes.c_uint64, HANDLE),
+}
 
 
 class SerialModel:
@@ -108,8 +97,8 @@ class SerialModel:
             return SerialBus(CYCLES_PER_BIT * BAUD, BAUD, depth, frame_words).around(Accelerator(config, contents))
 
         verilog = component_verilog(make, "serial", config.hash, f"{CYCLES_PER_BIT} {depth} {frame_words}",
-                                    contents=contents)
-        self._library = _load(build_simulator(verilog, "serial", shim=_SHIM, optimize=optimize))
+                                    tables=contents.tables.values() if contents else ())
+        self._library = load_simulator(build_simulator(verilog, "serial", shim=_SHIM, optimize=optimize), _FUNCTIONS)
         self._handle = self._library.nomul_new(CYCLES_PER_BIT)
 
     def __del__(self) -> None:

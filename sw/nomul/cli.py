@@ -145,6 +145,7 @@ class TopName(StrEnum):
     axi_stream = "axi-stream"
     axi = "axi"
     wishbone = "wishbone"
+    selftest = "selftest"
 
 
 @app.command()
@@ -207,15 +208,19 @@ def generate(
         help="Instead of CONFIG.toml: build in what `nomul compile` wrote, for its array.")] = None,
     top: Annotated[TopName, typer.Option(
         help="How it is reached: by two streams of words; over a serial line; by AXI4-Streams; by an AXI4 master that "
-             "reads commands and weights from memory; by Wishbone.")] = TopName.streams,
-    clock: Annotated[str | None, typer.Option(metavar="50MHz", show_default=False,
-                                              help="Frequency of the clock, for --top serial.")] = None,
+             "reads commands and weights from memory; by Wishbone; or not at all, as it tests itself and blinks.",
+    )] = TopName.streams,
+    clock: Annotated[str | None, typer.Option(
+        metavar="50MHz", show_default=False, help="Frequency of the clock, for --top serial and selftest.")] = None,
     baud: Annotated[int | None, typer.Option(metavar="3000000", show_default=False,
                                              help="Bits per second on the line, for --top serial.")] = None,
     data_bits: Annotated[int | None, typer.Option(metavar="64", show_default=False,
                                                   help="Width of memory, for --top axi.")] = None,
     burst: Annotated[int | None, typer.Option(metavar="16", show_default=False,
                                               help="Beats of a burst at most, for --top axi.")] = None,
+    inputs: Annotated[Path | None, typer.Option(
+        "--input", metavar="X.npy", show_default=False,
+        help="Samples that --top selftest runs, instead of a random one; a few, as they lie in memory.")] = None,
     family: Annotated[str | None, typer.Option(metavar="FAMILY", show_default=False, help=(
         "Make the array of these chips' own carry cells: ecp5, ice40, xilinx or gowin. It does the same in fewer LUTs. "
         "Without, the Verilog suits any chip."))] = None,
@@ -226,8 +231,9 @@ def generate(
 
     With a program built in, nobody has to load one: the host writes an input, runs it and reads the output. The words
     of its memories stand in files beside the Verilog. With `--top serial` the ports are a clock and a serial line:
-    `nomul run --port` reaches it. A core file tells FuseSoC what there is. Exit code 1 if a linter does not accept the
-    file.
+    `nomul run --port` reaches it. With `--top selftest` an LED blinks as long as a program that is built in computes
+    what it should, to the bit and to the cycle. A core file tells FuseSoC what there is. Exit code 1 if a linter does
+    not accept the file.
 
     \b
     Examples:
@@ -235,6 +241,7 @@ def generate(
       nomul generate examples/ternary_4x4.toml --top serial --clock 50MHz --baud 3000000 -o build/serial
       nomul generate examples/ternary_16x16.toml --top axi --data-bits 128 -o build/axi
       nomul generate --program net-16x16.nomul -o build/net
+      nomul generate --program net-4x4.nomul --top selftest --clock 25MHz -o build/selftest
     """
     from nomul_hw.config import load_config
     from nomul_hw.fabric import FABRICS
@@ -245,6 +252,11 @@ def generate(
 
     if (config is None) == (program is None):
         raise InputError("give either CONFIG.toml or --program PROGRAM")
+    tests = top is TopName.selftest
+    if tests and program is None:
+        raise InputError("--top selftest goes with --program")
+    if inputs is not None and not tests:
+        raise InputError("--input goes with --top selftest")
     bus = _bus(top, clock, baud, {"data_bits": data_bits, "burst": burst})
     if family is not None and family not in FABRICS:
         raise InputError(f"--family must be one of {', '.join(FABRICS)}, not {family!r}")
@@ -258,6 +270,8 @@ def generate(
             raise InputError(f"{program}: does not fit the array's memories as a whole, so that it cannot be built in; "
                              f"`nomul estimate --array` says how large they would have to be")
         array, contents = loaded.config, loaded.contents
+        if tests:
+            bus = _self_test(loaded, inputs, clock)
     elif config is not None:
         array = load_config(config)
     with steps(f"generate {array.name}"):
@@ -285,15 +299,16 @@ def _bus(top: TopName, clock: str | None, baud: int | None, memory: Mapping[str,
 
     from .inputs import InputError, parse_clock
 
-    if (clock is None) == (top is TopName.serial):
-        raise InputError("--top serial and --clock FREQUENCY go together")
+    clocked = (TopName.serial, TopName.selftest)
+    if (clock is None) == (top in clocked):
+        raise InputError(f"--top {' or '.join(clocked)} and --clock FREQUENCY go together")
     if baud is not None and top is not TopName.serial:
         raise InputError("--baud goes with --top serial")
     choices = {name: value for name, value in memory.items() if value is not None}
     if choices and top is not TopName.axi:
         raise InputError("--data-bits and --burst go with --top axi")
     match top:
-        case TopName.streams:
+        case TopName.streams | TopName.selftest:  # a self-test is made of the program
             return None
         case TopName.serial:
             return SerialBus(round(parse_clock(clock or "") * 1e6), baud or 3_000_000)
@@ -303,6 +318,15 @@ def _bus(top: TopName, clock: str | None, baud: int | None, memory: Mapping[str,
             return AxiBus(**choices)
         case TopName.wishbone:
             return WishboneBus()
+
+
+def _self_test(program: "Program", inputs: Path | None, clock: str | None) -> Any:
+    """What is put around an accelerator that tests itself."""
+    from .inputs import graph_codes, load_array, parse_clock
+    from .selftest import self_test
+
+    codes = None if inputs is None else graph_codes(program.graph, load_array(inputs), source=str(inputs))
+    return self_test(program, round(parse_clock(clock or "") * 1e6), codes)
 
 
 class FamilyName(StrEnum):

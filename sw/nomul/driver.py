@@ -22,7 +22,7 @@ from .graph import Graph, Tensor
 from .schedule import Schedule, layers_by_steps, run_by_steps
 
 __all__ = ["Device", "DeviceError", "RunResult", "StreamDevice", "Transport", "check_inputs", "check_sample",
-           "host_words"]
+           "host_words", "tensor_words"]
 
 Words = npt.NDArray[np.uint32]
 Codes = npt.NDArray[np.int8]
@@ -226,24 +226,17 @@ class StreamDevice:
                 for name, codes in zip(program.graph.inputs, sample, strict=True)]
 
     def _write_input(self, program: Program, name: str, codes: Codes) -> Words:
-        """Write a tensor: (channels, height, width) to words of ``rows * lanes`` channels of a pixel."""
         placement = program.placements[name]
-        channels, height, width = codes.shape
-        depth, pixels = self.config.depth, height * width
-        words = placement.words // pixels
-        # Lanes without a channel hold the zero point; next to concatenated tensors it matters what they hold.
-        padded = np.full((words * depth, pixels), program.graph.tensor(name).zero_point, dtype=np.int8)
-        padded[placement.lanes(channels)] = codes.reshape(channels, -1)
-        per_pixel = padded.reshape(words, depth, -1).transpose(0, 2, 1).reshape(-1, depth)
-        return self._write(_bank(placement.bank), placement.address,
-                           pack_words(per_pixel, self.config.act_bits).reshape(-1))
+        # Next to concatenated tensors it matters what lanes without a channel hold.
+        words = tensor_words(program, name, codes, fill=program.graph.tensor(name).zero_point)
+        return self._write(_bank(placement.bank), placement.address, words)
 
     def _read_tensor(self, program: Program, tensor: Tensor) -> Words:
         placement = program.placements[tensor.name]
         return _command(Opcode.READ, _bank(placement.bank), placement.address, placement.words)
 
     def _from_words(self, words: Words, tensor: Tensor, program: Program) -> Codes:
-        """Undo the layout of :meth:`_write_input`: (batch, host words) to (batch, channels, height, width)."""
+        """Undo :func:`tensor_words`: (batch, host words) to (batch, channels, height, width)."""
         batch, depth = len(words), self.config.depth
         rows = words.reshape(-1, self._host_words(Target.ACTIVATION_0))
         values = unpack_words(rows, self.config.act_bits, depth).astype(np.int8)
@@ -286,6 +279,28 @@ def check_sample(sample: Codes | tuple[Codes, ...], graph: Graph) -> tuple[Codes
     """Check one sample, as :func:`check_inputs` checks a batch, and make it a batch of one."""
     inputs = sample if isinstance(sample, tuple) else (sample,)
     return check_inputs(tuple(np.asarray(codes)[np.newaxis] for codes in inputs), graph)
+
+
+def tensor_words(program: Program, name: str, codes: Codes, *, fill: int) -> Words:
+    """Lay a tensor out in activation words, ``rows * lanes`` channels of a pixel each; host words, uint32 (n,).
+
+    Parameters
+    ----------
+    name : str
+        The tensor, which has a place in the program.
+    codes : int8 array, shape (channels, height, width)
+        What it holds.
+    fill : int
+        What lanes without a channel hold.
+    """
+    placement, depth = program.placements[name], program.config.depth
+    channels, height, width = codes.shape
+    pixels = height * width
+    words = placement.words // pixels
+    padded = np.full((words * depth, pixels), fill, dtype=np.int8)
+    padded[placement.lanes(channels)] = codes.reshape(channels, -1)
+    per_pixel = padded.reshape(words, depth, -1).transpose(0, 2, 1).reshape(-1, depth)
+    return pack_words(per_pixel, program.config.act_bits).reshape(-1)
 
 
 def host_words(program: Program | Schedule) -> int:

@@ -153,6 +153,16 @@ def test_generate_with_a_program(program):
     assert f"{data['baked']['identity']:08x}, built in" in text
 
 
+def test_generate_a_self_test(program):
+    command = ["generate", "--program", program, "--top", "selftest", "--clock", "12MHz", "-o", "out", "--no-lint"]
+    data = document(*command)
+    assert data["top"] == "nomul_ternary_2x2_selftest" and data["bus"]["clock"] == 12_000_000
+    assert Path("out", "selftest_commands.hex").is_file()
+    np.save("codes.npy", np.full((2, 2, 4, 4), 7, dtype=np.int8))
+    more = document(*command, "--input", "codes.npy")
+    assert more["bus"]["answers"] == 2 * data["bus"]["answers"] and more["bus"]["crc"] != data["bus"]["crc"]
+
+
 def test_generate_on_a_bus():
     data = document("generate", "array.toml", "--top", "axi", "--data-bits", "128", "-o", "out", "--no-lint")
     assert data["bus"] == {"name": "axi", "data_bits": 128, "burst": 16, "outstanding": 4, "address_bits": 32}
@@ -525,9 +535,16 @@ MISTAKES = {
     "generate: both": (lambda: ["generate", "array.toml", "--program", "program", "-o", "out"],
                        "give either CONFIG.toml or --program PROGRAM"),
     "generate: a serial line without a clock": (
-        lambda: ["generate", "array.toml", "--top", "serial", "-o", "out"], "--top serial and --clock FREQUENCY go"),
+        lambda: ["generate", "array.toml", "--top", "serial", "-o", "out"],
+        "--top serial or selftest and --clock FREQUENCY go"),
     "generate: a clock without a serial line": (
-        lambda: ["generate", "array.toml", "--clock", "50MHz", "-o", "out"], "--top serial and --clock FREQUENCY go"),
+        lambda: ["generate", "array.toml", "--clock", "50MHz", "-o", "out"],
+        "--top serial or selftest and --clock FREQUENCY go"),
+    "generate: a self-test of nothing": (
+        lambda: ["generate", "array.toml", "--top", "selftest", "--clock", "50MHz", "-o", "out"],
+        "--top selftest goes with --program"),
+    "generate: inputs without a self-test": (
+        lambda: ["generate", "array.toml", "--input", "x.npy", "-o", "out"], "--input goes with --top selftest"),
     "generate: too slow a clock": (
         lambda: ["generate", "array.toml", "--top", "serial", "--clock", "8MHz", "-o", "out"],
         "a clock of 8 MHz is too slow for 3000000 baud"),

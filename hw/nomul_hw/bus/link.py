@@ -20,9 +20,10 @@ from ..layouts import fields_layout
 from ..memory import BlockRAM
 from .frames import ESCAPE, FLAG, FLIP, LINK_VERSION, POSITION_BITS, REPLY, REQUEST, header_words
 
-__all__ = ["Deframer", "Framer", "Link"]
+__all__ = ["CRC32", "Deframer", "Framer", "Link"]
 
-_CRC = crc.catalog.CRC32_ISO_HDLC(data_width=8)  # that of zlib
+#: That of zlib, a byte at a time.
+CRC32 = crc.catalog.CRC32_ISO_HDLC(data_width=8)
 
 _BYTES = HOST_BITS // 8
 
@@ -58,7 +59,7 @@ class Deframer(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        m.submodules.crc = checksum = _CRC.create()
+        m.submodules.crc = checksum = CRC32.create()
         in_step = Signal()  # there was a flag, and no error since
         some = Signal()  # there was a byte since the flag
         escaped = Signal()
@@ -109,7 +110,7 @@ class Framer(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        m.submodules.crc = checksum = _CRC.create()
+        m.submodules.crc = checksum = CRC32.create()
         part = Signal(range(_BYTES))
         escaped = Signal()  # the escape has been sent
         closing = Signal()  # the words have been sent, the CRC is

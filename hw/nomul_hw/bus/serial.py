@@ -10,6 +10,7 @@ from amaranth.lib.wiring import In, Out
 
 from ..accelerator import Accelerator
 from ..config import ConfigError
+from ..contents import Table
 from .link import Link
 from .uart import UARTReceiver, UARTTransmitter
 
@@ -32,6 +33,7 @@ class SerialBus:
 
     name: ClassVar[str] = "serial"
     monitor: ClassVar[bool] = False
+    tables: ClassVar[tuple[Table, ...]] = ()
 
     clock: int
     baud: int

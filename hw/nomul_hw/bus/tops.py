@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
 from ..config import ArrayConfig, ConfigError
+from ..contents import Table
 from ..descriptor import HOST_BITS
 
 __all__ = ["AxiBus", "AxiStreamBus", "WishboneBus"]
@@ -22,10 +23,13 @@ class _Bus:
         Part of file's and module's names.
     monitor : bool
         Whether the accelerator has to have a monitor.
+    tables : tuple of Table
+        Contents of memories of its own: none.
     """
 
     name: ClassVar[str]
     monitor: ClassVar[bool] = True
+    tables: ClassVar[tuple[Table, ...]] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for the manifest."""
