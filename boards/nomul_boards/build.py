@@ -1,3 +1,4 @@
+# amaranth: UnusedElaboratable=no
 """From a network to a board: what `nomul build` does.
 
 The network is compiled for the board's array, the array's Verilog is the one that `nomul generate` writes, and its
@@ -16,11 +17,12 @@ from nomul.compiler import Program, compile_network
 from nomul.files import save_program
 from nomul.graph import Graph
 from nomul.report import build_table, json_text, text_of
-from nomul.schedule import Schedule
+from nomul.selftest import self_test
 from nomul_hw.bus.serial import SerialBus
 from nomul_hw.config import ArrayConfig
+from nomul_hw.contents import Contents
 from nomul_hw.pnr import Routing
-from nomul_hw.verilog import generate
+from nomul_hw.verilog import Bus, generate
 
 from .boards import Board
 from .errors import BuildError
@@ -50,8 +52,8 @@ class Build:
         The array.
     clock : float
         In MHz.
-    baud : int
-        Bits per second on the serial line.
+    baud : int or None
+        Bits per second on the serial line; None where it tests itself.
     cycles : int
         Of one sample, exactly.
     routing : Routing or None
@@ -65,7 +67,7 @@ class Build:
     board: Board
     config: ArrayConfig
     clock: float
-    baud: int
+    baud: int | None
     cycles: int
     routing: Routing | None
     folder: Path
@@ -85,12 +87,17 @@ class Build:
                 f"{', '.join(dict.fromkeys(path.modules))} ({path.source} to {path.sink}); nothing was written")
 
     @property
+    def serial(self) -> bool:
+        """Whether it has a serial line; a self-test has none."""
+        return self.baud is not None
+
+    @property
     def commands(self) -> tuple[str, ...]:
         """What to type next: program the board, then run the network on it."""
-        make = () if self.board.open else (
-            f"(cd {self.folder / 'project'} && vivado -mode batch -source top.tcl)",)
-        return (*make, self.board.load.format(file=self.bitstream),
-                f"nomul run {self.folder / 'program.nomul'} INPUT.npy --port /dev/ttyUSB0 --baud {self.baud}")
+        make = f"(cd {self.folder / 'project'} && vivado -mode batch -source top.tcl)"
+        run = f"nomul run {self.folder / 'program.nomul'} INPUT.npy --port /dev/ttyUSB0 --baud {self.baud}"
+        return (*([] if self.board.open else [make]), self.board.load.format(file=self.bitstream),
+                *([run] if self.serial else []))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for ``--json`` and the report."""
@@ -104,7 +111,7 @@ class Build:
 
 def build(board: Board, network: Graph, folder: str | Path, *, config: ArrayConfig | None = None,
           clock: float | None = None, baud: int | None = None, seeds: Sequence[int] = (1,),
-          progress: Callable[[str], None] | None = None) -> Build:
+          selftest: bool = False, progress: Callable[[str], None] | None = None) -> Build:
     """Build a bitstream and a network's program for it.
 
     In the folder, which is made whole or not at all: the bitstream, ``program.nomul``, ``report.json`` and
@@ -121,13 +128,17 @@ def build(board: Board, network: Graph, folder: str | Path, *, config: ArrayConf
         Bits per second on the serial line, if not the board's.
     seeds : sequence of int
         Placements to try, until one meets the clock.
+    selftest : bool
+        Build the program in, with an input and the checksum of what it must make of it, instead of a serial line: the
+        LED blinks as long as every bit and every cycle is right (:mod:`nomul.selftest`).
     progress : callable, optional
         Is told what is being done.
 
     Raises
     ------
     BuildError
-        If the folder cannot be replaced, a tool is missing or fails, or the design does not fit.
+        If the folder cannot be replaced, a tool is missing or fails, the design does not fit, or a network that runs
+        piece by piece should test itself.
     nomul.compiler.CompileError
         If the network does not suit the array.
     nomul_hw.config.ConfigError
@@ -144,16 +155,26 @@ def build(board: Board, network: Graph, folder: str | Path, *, config: ArrayConf
     wanted = board.clock if clock is None else clock
     pll = None if wanted == board.source else make_pll(board.family, board.part, board.source, wanted)
     made = wanted if pll is None else pll.clock
-    line = SerialBus(round(made * 1e6), board.baud if baud is None else baud, board.depth, min(128, board.depth // 2))
+    hertz, baud = round(made * 1e6), None if selftest else baud or board.baud
+    contents: Contents | None = None
+    bus: Bus
+    if baud is not None:
+        bus = SerialBus(hertz, baud, board.depth, min(128, board.depth // 2))
+    elif isinstance(program, Program):
+        contents, bus = program.contents, self_test(program, hertz)
+    else:
+        raise BuildError(f"the network does not fit {array.name} as a whole, so that it cannot be built in")
 
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as scratch:
         work = Path(scratch) / "new"
         tell(f"generate {array.name}")
-        verilog = generate(array, work / "verilog", bus=line, family=board.family, lint=False)
-        files = {verilog.verilog.name: verilog.verilog.read_text(encoding="utf-8"),
-                 **({"pll.v": pll.verilog} if pll else {})}
-        top = BoardTop(board, verilog.manifest["top"], pll=pll is not None)
+        verilog = generate(array, work / "verilog", contents=contents, bus=bus, family=board.family, lint=False)
+        read = [verilog.verilog, *sorted((work / "verilog").glob("*.hex"))]
+        files = {path.name: path.read_text(encoding="utf-8") for path in read}
+        if pll is not None:
+            files["pll.v"] = pll.verilog
+        top = BoardTop(board, verilog.manifest["top"], pll=pll is not None, serial=not selftest)
         routing = bitstream = None
         if board.open:
             routing, bitstream = place(board, top, files, work / "project", clock=made, seeds=seeds, progress=tell)
@@ -161,7 +182,7 @@ def build(board: Board, network: Graph, folder: str | Path, *, config: ArrayConf
             tell("write Vivado's project")
             write_project(board, top, files, work / "project")
         name = f"{board.name}.{board.suffix}"
-        result = Build(board, array, made, line.baud, _cycles(program), routing, folder,
+        result = Build(board, array, made, baud, int(program.estimate().cycles), routing, folder,
                        folder / name if board.open else folder / "project" / f"top.{board.suffix}")
         if not result.met:
             return result
@@ -174,10 +195,6 @@ def build(board: Board, network: Graph, folder: str | Path, *, config: ArrayConf
         (work / _MARK).write_text(json_text(result.to_dict()), encoding="utf-8")
         _move(work, folder, Path(scratch) / "old")
     return result
-
-
-def _cycles(program: Program | Schedule) -> int:
-    return int(program.estimate().cycles)
 
 
 def _warn(board: Board, config: ArrayConfig, tell: Callable[[str], None]) -> None:

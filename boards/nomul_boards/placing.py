@@ -105,9 +105,8 @@ def place(board: Board, top: BoardTop, files: Mapping[str, str], folder: Path, *
         board, top, files, synth_opts=FAMILIES[board.family].synthesis.partition(" ")[2],
         script_after_read="\n".join(_keep_names(verilog, top.module, inner)), nextpnr_opts=" ".join(options))
     plan.extract(folder)
-    # Paths are relative, so that the folder can be moved.
     commands = json.loads((folder / "build_top.json").read_text(encoding="utf-8"))["commands"]
-    synthesis, placement, *packing = commands
+    _, placement, *packing = commands
     progress(f"synthesize for {board.chip}")
     _synthesize(folder)
     best: Routing | None = None

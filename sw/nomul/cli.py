@@ -873,6 +873,9 @@ def build(
                                              help="Bits per second on the serial line, if not the board's.")] = None,
     seeds: Annotated[int, typer.Option(metavar="N", min=1,
                                        help="Placements to try, until one meets the clock.")] = 1,
+    selftest: Annotated[bool, typer.Option(
+        "--selftest", help="Build the network in, with an input and a checksum, instead of the serial line: an LED "
+                           "blinks as long as every bit is right.")] = False,
     show: Annotated[bool, typer.Option("--list", help="Show the boards, and the array that each has.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -887,6 +890,7 @@ def build(
       nomul build --list
       nomul build ulx3s-85f net.nomul --out build/ulx3s
       nomul build orangecrab-25f net.nomul --config array.toml --clock 40MHz --seeds 3
+      nomul build icebreaker net.nomul --selftest
       nomul build arty-a7-35t net.nomul --json
     """
     from dataclasses import asdict
@@ -903,6 +907,8 @@ def build(
         return
     if board is None or network is None:
         raise InputError("give a board and a network, or --list")
+    if selftest and baud is not None:
+        raise InputError("--baud goes with a serial line, which --selftest has not")
     target = find_board(board)
     graph = _load_graph(network)
     array = None if config is None else load_config(config)
@@ -911,7 +917,7 @@ def build(
     with steps() as tell:
         built = build(target, graph, output or Path("build") / target.name, config=array,
                       clock=None if clock is None else parse_clock(clock), baud=baud, seeds=range(1, seeds + 1),
-                      progress=tell)
+                      selftest=selftest, progress=tell)
     _print({**built.to_dict(), "folder": built.folder, "bitstream": built.bitstream,
             "commands": list(built.commands)}, as_json, lambda: build_table(built))
     if not built.met:

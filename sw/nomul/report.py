@@ -389,7 +389,8 @@ def build_table(build: "Build") -> RenderableType:
     else:
         parts.append("a project for Vivado, which has the last word on fit and timing")
     if build.met:
-        parts += ["", f"serial line: {board.wiring}", *(f"  {command}" for command in build.commands)]
+        line = f"serial line: {board.wiring}" if build.serial else "a self-test: the LED blinks as long as all is right"
+        parts += ["", line, *(f"  {command}" for command in build.commands)]
     return Group(f"{board.title}, {board.chip}: {build.config.name} at {build.clock:g} MHz; a sample takes "
                  f"{build.cycles:,} cycles, {build.cycles / build.clock / 1e3:.3f} ms", "", *parts)
 
