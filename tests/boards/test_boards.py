@@ -36,6 +36,7 @@ def test_shipped_array(name):
     assert block_rams(config, board.family) + link <= board.bram
     assert compile_graph(small_graph(), config).config == config
     assert "{file}" in board.load
+    assert f"nomul build {name} NETWORK -o build/{name}" in board.config_path.read_text(encoding="utf-8")
 
 
 def test_sizes_are_those_of_fit():
