@@ -105,7 +105,7 @@ BOARDS: Mapping[str, Board] = {board.name: board for board in (
           "a 3.3 V USB converter: its TX to pin 0, its RX to pin 1, GND to GND",
           "dfu-util -d 1209:5af0 -a 0 -D {file}", uart=("io", "0", "1", {"IO_TYPE": "LVCMOS33"})),
     Board("icebreaker", "iCEBreaker", "iCE40UP5K", "ice40", 5_280, 5_280, 30, "icebreaker:ICEBreakerPlatform",
-          12, 12, 3_000_000, ("led_g", 0), _USB, "iceprog {file}", suffix="bin", depth=256),
+          12, 18, 3_000_000, ("led_g", 0), _USB, "iceprog {file}", suffix="bin", depth=256),
     Board("tang-nano-9k", "Tang Nano 9K", "GW1NR-9", "gowin", 8_640, 6_480, 26, "tang_nano_9k:TangNano9kPlatform",
           27, 27, 1_000_000, ("led", 0), _USB, "openFPGALoader -b tangnano9k {file}", suffix="fs", depth=512,
           part="GW1NR-LV9QN88PC6/I5"),

@@ -56,7 +56,7 @@ def _by_tool(family: str, part: str, source: float, clock: float) -> PLL:
     given = ["-i", f"{source:g}", "-o", f"{clock:g}", "-f", "pll.v"]
     tool, options = {
         "ecp5": ("ecppll", ["-n", "pll", "--clkin_name", "clock_in", "--clkout0_name", "clock_out"]),
-        "ice40": ("icepll", ["-m"]),
+        "ice40": ("icepll", ["-m", "-p"]),
         "gowin": ("gowin_pll", ["-d", part]),
     }[family]
     with tempfile.TemporaryDirectory(prefix="nomul-pll-") as folder:

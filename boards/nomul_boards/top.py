@@ -67,10 +67,15 @@ class BoardTop(Elaboratable):  # type: ignore[misc]
 
         For 1,023 cycles: block RAMs of iCE40 read as zeros for some microseconds after configuration.
         """
-        m.submodules.clock_in = source = io.Buffer("i", platform.request(platform.default_clk, dir="-"))
+        port = platform.request(platform.default_clk, dir="-")
+        if self.board.family == "ice40":  # the PLL has the pin, and its input buffer
+            source = ("io", "clock_in", port.io)
+        else:
+            m.submodules.clock_in = buffer = io.Buffer("i", port)
+            source = ("i", "clock_in", buffer.i)
         # All tools know what a PLL makes of the board's clock, which is constrained.
         clock, locked, steady = Signal(), Signal(), Signal()
-        m.submodules.pll = Instance("pll", i_clock_in=source.i, o_clock_out=clock, o_locked=locked)
+        m.submodules.pll = Instance("pll", source, o_clock_out=clock, o_locked=locked)
         m.domains.start = ClockDomain("start", reset_less=True, local=True)
         m.domains.sync = ClockDomain("sync")
         m.submodules.synchronizer = FFSynchronizer(locked, steady, o_domain="start")
