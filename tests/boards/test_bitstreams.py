@@ -1,6 +1,6 @@
-"""Bitstreams of small accelerators that test themselves, one for each family that has free tools, from the command line.
+"""Bitstreams of small accelerators that test themselves, one for each family that has free tools.
 
-The whole way: network, program, Verilog, Yosys, nextpnr, bitstream.
+The whole way from the command line: network, program, Verilog, Yosys, nextpnr, bitstream.
 """
 
 import json
@@ -39,4 +39,4 @@ def test_self_test(board, tmp_path):
     assert {"array", "sequencer", "output", "test"} <= set(routing["modules"])
     inside = sum(cells.get(kind, 0) for name, cells in routing["modules"].items() if name != "board")
     assert inside > 0.9 * used
-    assert set(hop["module"] for hop in routing["path"]["hops"]) <= set(routing["modules"])
+    assert {hop["module"] for hop in routing["path"]["hops"]} <= set(routing["modules"])
