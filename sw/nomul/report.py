@@ -8,8 +8,9 @@ import math
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from matplotlib.axes import Axes
 
+    from nomul_boards.boards import Board
+    from nomul_boards.build import Build
     from nomul_hw.cells import CellArea, CellSynthesis
     from nomul_hw.families import Cost
     from nomul_hw.pnr import Routing
@@ -43,10 +46,10 @@ if TYPE_CHECKING:
     from .schedule import Schedule
     from .verify import Verification
 
-__all__ = ["attribution_table", "demo_table", "energy_table", "estimate_table", "fit_table", "generated_table",
-           "json_text", "plain", "plot_attribution", "plot_demo", "print_json", "print_text", "program_memory",
-           "program_table", "quantize_table", "remark", "run_table", "search_table", "steps", "synthesis_table",
-           "verification_table"]
+__all__ = ["attribution_table", "boards_table", "build_table", "demo_table", "energy_table", "estimate_table",
+           "fit_table", "generated_table", "json_text", "plain", "plot_attribution", "plot_demo", "print_json",
+           "print_text", "program_memory", "program_table", "quantize_table", "remark", "run_table", "search_table",
+           "steps", "synthesis_table", "text_of", "verification_table"]
 
 #: Width of tables that do not go to a terminal: nothing is cut short.
 _FILE_WIDTH = 200
@@ -78,6 +81,13 @@ def print_text(content: RenderableType) -> None:
     terminal = sys.stdout.isatty()
     width = shutil.get_terminal_size().columns if terminal else _FILE_WIDTH
     Console(file=sys.stdout, width=width, highlight=False).print(content)
+
+
+def text_of(content: RenderableType) -> str:
+    """A table as plain text, for a file."""
+    file = StringIO()
+    Console(file=file, width=_FILE_WIDTH, highlight=False).print(content)
+    return "\n".join(line.rstrip() for line in file.getvalue().splitlines()) + "\n"
 
 
 def remark(message: str) -> None:
@@ -327,6 +337,17 @@ def cells_table(result: "CellSynthesis") -> RenderableType:
 
 def routing_table(result: "Synthesis", routing: "Routing", macs_per_cycle: int) -> RenderableType:
     """What was synthesized, what it takes up on the chip, the highest clock and the slowest path."""
+    chip = " ".join(part for part in (routing.device, routing.package, routing.speed) if part)
+    clocks = ", ".join(f"{clock:.1f} (seed {seed})" for seed, clock in routing.clocks.items())
+    return Group(
+        synthesis_table(result), "", _placed_table(routing),
+        f"{chip}: occupied after packing, with the harness; {routing.tools[1]}", "", *_path_table(routing), "",
+        f"highest clock: {routing.fmax:.1f} MHz, {routing.fmax * macs_per_cycle / 1e3:,.1f} GMAC/s; "
+        f"all seeds, MHz: {clocks}")
+
+
+def _placed_table(routing: "Routing") -> Table:
+    """What is occupied on the chip, module by module."""
     kinds = [kind for kind, (used, _) in routing.used.items() if used > 1 and not kind.endswith(("IO", "IOB"))]
     cells = _table("<module", *kinds)
     for name, counts in routing.modules.items():
@@ -335,17 +356,43 @@ def routing_table(result: "Synthesis", routing: "Routing", macs_per_cycle: int) 
     cells.add_section()
     cells.add_row("total", *(f"{routing.used[kind][0]:,}" for kind in kinds), style="bold")
     cells.add_row("of the chip's", *(_ratio(routing.used[kind][0] / routing.used[kind][1]) for kind in kinds))
+    return cells
+
+
+def _path_table(routing: "Routing") -> tuple[RenderableType, ...]:
+    """The slowest path, module by module, and where it begins and ends."""
     path = routing.path
     hops = _table("<slowest path", "cells", "ns")
     for hop in path.hops:
         hops.add_row(hop.module, str(hop.cells), f"{hop.delay:.2f}")
-    chip = " ".join(part for part in (routing.device, routing.package, routing.speed) if part)
-    clocks = ", ".join(f"{clock:.1f} (seed {seed})" for seed, clock in routing.clocks.items())
-    return Group(
-        synthesis_table(result), "", cells, f"{chip}: occupied after packing, with the harness; {routing.tools[1]}", "",
-        hops, f"from {path.source} to {path.sink}: {path.delay:.2f} ns, of which {path.wires:.2f} in wires", "",
-        f"highest clock: {routing.fmax:.1f} MHz, {routing.fmax * macs_per_cycle / 1e3:,.1f} GMAC/s; "
-        f"all seeds, MHz: {clocks}")
+    return hops, f"from {path.source} to {path.sink}: {path.delay:.2f} ns, of which {path.wires:.2f} in wires"
+
+
+def boards_table(boards: "Iterable[Board]") -> RenderableType:
+    """Boards, what is on them and what is shipped for them."""
+    table = _table("<board", "<chip", "<family", "LUTs", "MHz", "<array", "products", "<tools")
+    for board in boards:
+        config = board.config()
+        table.add_row(board.name, board.chip, board.family, f"{board.lut:,}", f"{board.clock:g}", config.name,
+                      str(config.macs_per_cycle), "free" if board.open else "Vivado")
+    return table
+
+
+def build_table(build: "Build") -> RenderableType:
+    """What was built for a board: utilisation, slowest path, clock; and what to type next."""
+    board, routing = build.board, build.routing
+    parts: list[RenderableType] = []
+    if routing is not None:
+        clocks = ", ".join(f"{clock:.1f} (seed {seed})" for seed, clock in routing.clocks.items())
+        parts += [_placed_table(routing), "", *_path_table(routing), "",
+                  f"highest clock, MHz: {clocks}; wanted: {build.clock:g}"]
+    else:
+        parts.append("a project for Vivado, which has the last word on fit and timing")
+    if build.met:
+        line = f"serial line: {board.wiring}" if build.serial else "a self-test: the LED blinks as long as all is right"
+        parts += ["", line, *(f"  {command}" for command in build.commands)]
+    return Group(f"{board.title}, {board.chip}: {build.config.name} at {build.clock:g} MHz; a sample takes "
+                 f"{build.cycles:,} cycles, {build.cycles / build.clock / 1e3:.3f} ms", "", *parts)
 
 
 def run_table(program: "Program | Schedule", result: "RunResult", *, most: int = 20) -> RenderableType:

@@ -28,9 +28,10 @@ def test_contents(wheel):
         names = set(archive.namelist())
         (metadata,) = [archive.read(name).decode() for name in names if name.endswith("/METADATA")]
     packages = {name.split("/")[0] for name in names if ".dist-info" not in name}
-    assert packages == {"nomul", "nomul_hw", "nomul_sim"}
+    assert packages == {"nomul", "nomul_boards", "nomul_hw", "nomul_sim"}
     # What is not Python is left out by mistake easily.
-    data = {path.relative_to(ROOT / top).as_posix() for top in ("hw", "sw", "sim") for path in (ROOT / top).rglob("*")
+    data = {path.relative_to(ROOT / top).as_posix() for top in ("hw", "sw", "sim", "boards")
+            for path in (ROOT / top).rglob("*")
             if path.is_file() and path.suffix not in (".py", ".pyc") and "__pycache__" not in path.parts}
     assert data and data <= names
     assert any(name.endswith("/licenses/LICENSE") for name in names)
