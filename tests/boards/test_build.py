@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from nomul.cli import app
-from nomul.files import load_program, save_graph
+from nomul.files import load_program, save_graph, save_program
 from nomul_boards import boards as boards_module
 from nomul_boards import build as build_module
 from nomul_boards import placing, tools
@@ -18,7 +18,7 @@ from nomul_boards.build import build
 from nomul_boards.errors import BuildError
 from nomul_hw.pnr import Hop, Route, Routing
 from nomul_hw.verilog import Generated
-from tests.sw.small import CONFIG, CONFIG_TOML, small_graph
+from tests.sw.small import CONFIG, CONFIG_TOML, small_graph, small_program
 
 
 def run(*arguments):
@@ -124,6 +124,14 @@ def test_choices(network, placed, tmp_path):
     assert "--baud 115200" in done.stdout
 
 
+def test_a_program_for_another_array(placed, tmp_path):
+    program = save_program(small_program(), tmp_path / "program.nomul")
+    (tmp_path / "array.toml").write_text(CONFIG_TOML.replace("layers = 4", "layers = 8"))
+    done = run("ulx3s-85f", program, "--out", tmp_path / "out", "--config", tmp_path / "array.toml")
+    assert done.exit_code == 0, done.stderr
+    assert load_program(tmp_path / "out" / "program.nomul").config.memory.layers == 8
+
+
 def test_self_test(network, placed, tmp_path):
     out = tmp_path / "out"
     done = run("tang-nano-9k", network, "--out", out, "--selftest")
@@ -142,7 +150,7 @@ def test_mistakes(network, placed, tmp_path):
         (["ulx3s-85f"], "give a board and a network, or --list"),
         (["ulx4s", network], "there is no board 'ulx4s'; there are ulx3s-85f, "),
         (["ulx3s-85f", tmp_path / "nothing"], "nothing: "),
-        (["ulx3s-85f", network, "-o", tmp_path / "other"], "other: is not what `nomul build` wrote"),
+        (["ulx3s-85f", network, "-o", tmp_path / "other"], "is not what `nomul build` wrote (it has mine.txt)"),
         (["ulx3s-85f", network, "-o", tmp_path / "file"], "file: is not a folder"),
         (["ulx3s-85f", network, "--clock", "fast"], "a clock is a frequency"),
         (["icebreaker", network, "--baud", "9600", "--selftest"], "--baud goes with a serial line"),
