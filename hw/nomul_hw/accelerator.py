@@ -165,7 +165,8 @@ class Accelerator(wiring.Component):
                 weights.write_data.eq(host.word(Target.WEIGHT)),
             ]
 
-        # Activations. The word leaves the padding two cycles after it was issued; so does its token.
+        # Activations. The word leaves the padding two cycles after it was issued; so does its token. So does what the
+        # host reads, which is never padded.
         bank_at_memory = Signal()
         m.d.sync += bank_at_memory.eq(Mux(sequencer.busy, layer.in_bank, host.bank))
         word = Signal(config.act_word_bits)
@@ -174,7 +175,7 @@ class Accelerator(wiring.Component):
             padding.outside.eq(generator.outside),
             padding.edge.eq(generator.edge),
             padding.data.eq(word),
-            host.bank_word.eq(word),
+            host.bank_word.eq(padding.word),
         ]
         is_conv = Signal()
         m.d.sync += is_conv.eq(layer.op == LayerOp.CONV)  # known before the layer's first word comes from memory
@@ -211,41 +212,43 @@ class Accelerator(wiring.Component):
             ]
             from_window = Signal()
             m.d.sync += from_window.eq(is_window)
-            m.d.comb += output.pool_token.eq(Mux(from_window, window.done, channel.done))
+            m.d.comb += output.pool_token.eq(Mux(from_window, window.upcoming, channel.upcoming))
             pooled = [Mux(from_window, window.result[lane], channel.result[lane]) for lane in range(config.depth)]
         else:
-            m.d.comb += [channel.token.valid.eq(at_word.valid & ~is_conv), output.pool_token.eq(channel.done)]
+            m.d.comb += [channel.token.valid.eq(at_word.valid & ~is_conv), output.pool_token.eq(channel.upcoming)]
             pooled = channel.result
 
-        # Sums: the accumulators want the token two cycles ahead of them.
+        # Sums: the accumulators want the token two cycles ahead of them, and the output stage ahead of their totals.
         array_token = Signal(token_layout(config))
         m.d.comb += [array_token.eq(at_word), array_token.valid.eq(at_word.valid & is_conv)]
         m.d.comb += [
             accumulator.ahead.eq(_delay(m, "sum", array_token, array.latency - 2)),
             accumulator.sums.eq(array.sums),
-            output.total_token.eq(accumulator.token),
+            output.total_token.eq(accumulator.upcoming),
             output.totals.eq(accumulator.totals),
             *(output.pooled[lane].eq(pooled[lane]) for lane in range(config.depth)),
         ]
 
-        # Memory ports: the machine's while it runs, else the host's.
+        # Memory ports: the machine's while it runs, a cycle late, else the host's: nothing is issued in a run's first
+        # cycles. What is read where nothing was issued does not matter, so that no enable waits for that decision.
+        running = Signal()
+        m.d.sync += running.eq(sequencer.busy)
         m.d.comb += output.skip_word.eq(Mux(bank_at_memory, banks[0].read_data, banks[1].read_data))
         for index, bank in enumerate(banks):
             target = (Target.ACTIVATION_0, Target.ACTIVATION_1)[index]
             write_address = output.address
             if config.memory.lines:
                 write_address = Mux(layer.pair & (layer.in_bank == index), generator.address - 1, output.address)
-                m.d.comb += bank.second_enable.eq(generator.token.valid & layer.pair)
+                m.d.comb += bank.second_enable.eq(layer.pair)
             m.d.comb += [
-                bank.read_address.eq(Mux(sequencer.busy, Mux(
+                bank.read_address.eq(Mux(running, Mux(
                     layer.in_bank == index, generator.address, output.skip_address), host.address)),
-                bank.read_enable.eq(Mux(sequencer.busy, Mux(
-                    layer.in_bank == index, generator.token.valid, output.skip_enable), host.read[index])),
-                bank.write_address.eq(Mux(sequencer.busy, write_address, host.address)),
-                bank.write_data.eq(Mux(sequencer.busy, output.code.as_value().replicate(config.word_chunks),
+                bank.read_enable.eq(running | host.read[index]),
+                bank.write_address.eq(Mux(running, write_address, host.address)),
+                bank.write_data.eq(Mux(running, output.code.as_value().replicate(config.word_chunks),
                                        host.word(target))),
                 bank.write_enable.eq(Mux(
-                    sequencer.busy, output.parts & (layer.out_bank == index).replicate(config.word_chunks),
+                    running, output.parts & (layer.out_bank == index).replicate(config.word_chunks),
                     host.write[target].replicate(config.word_chunks))),
             ]
         m.d.comb += [

@@ -30,10 +30,10 @@ class Accumulator(wiring.Component):
         The token of the sums that arrive two cycles later.
     sums : In(ArrayLayout(signed(column_sum_bits), cols))
         Raw sums of the array.
-    token : Out(token_layout)
-        The token of ``totals``.
+    upcoming : Out(token_layout)
+        The token of the ``totals`` that come two cycles later.
     totals : Out(ArrayLayout(signed(acc_bits), cols))
-        Sums over all passes so far; kept until the next valid token.
+        Sums over all passes so far; kept until those of the next valid token.
     """
 
     def __init__(self, config: ArrayConfig):
@@ -41,7 +41,7 @@ class Accumulator(wiring.Component):
         super().__init__({
             "ahead": In(token_layout(config)),
             "sums": In(data.ArrayLayout(signed(config.column_sum_bits), config.cols)),
-            "token": Out(token_layout(config)),
+            "upcoming": Out(token_layout(config)),
             "totals": Out(data.ArrayLayout(signed(config.acc_bits), config.cols)),
         })
 
@@ -52,14 +52,15 @@ class Accumulator(wiring.Component):
         m.submodules.memory = memory = BlockRAM(width=config.cols * config.acc_bits, depth=config.memory.accumulators)
 
         # Three tokens in flight: its read is issued, its partial sum leaves memory, its sums arrive from the array.
-        reading, adding = Signal.like(self.ahead), Signal.like(self.ahead)
-        m.d.sync += [reading.eq(self.ahead), adding.eq(reading), self.token.eq(adding)]
+        reading, adding, added = (Signal.like(self.ahead) for _ in range(3))
+        m.d.sync += [reading.eq(self.ahead), adding.eq(reading), added.eq(adding)]
+        m.d.comb += self.upcoming.eq(reading)
 
         m.d.comb += [
             memory.read_address.eq(self.ahead.pixel[:pixel_bits]),
             memory.read_enable.eq(self.ahead.valid & ~self.ahead.first),
-            memory.write_address.eq(self.token.pixel[:pixel_bits]),
-            memory.write_enable.eq(self.token.valid & ~self.token.last),
+            memory.write_address.eq(added.pixel[:pixel_bits]),
+            memory.write_enable.eq(added.valid & ~added.last),
             memory.write_data.eq(self.totals),
         ]
         # A pixel's first pass adds to 0: a synchronous reset of the register, not a gate in front of the adder.

@@ -31,8 +31,8 @@ class ChannelUnit(wiring.Component):
         The token of ``word``.
     word : In(ArrayLayout(signed(act_bits), rows * lanes))
         A tap.
-    done : Out(token_layout)
-        The token of a window's last tap beside its ``result``; not valid in other cycles.
+    upcoming : Out(token_layout)
+        The token of a window's last tap, two cycles before its ``result``; not valid in other cycles.
     result : Out(ArrayLayout(pool_bits, rows * lanes))
         Maximum or sum of the window's codes, each less the smallest one.
     """
@@ -43,7 +43,7 @@ class ChannelUnit(wiring.Component):
             "layer": In(descriptor_layout()),
             "token": In(token_layout(config)),
             "word": In(data.ArrayLayout(signed(config.act_bits), config.depth)),
-            "done": Out(token_layout(config)),
+            "upcoming": Out(token_layout(config)),
             "result": Out(data.ArrayLayout(config.pool_bits, config.depth)),
         })
 
@@ -55,9 +55,9 @@ class ChannelUnit(wiring.Component):
 
         first, taps = Signal(), Signal()
         m.d.comb += [first.eq(self.token.valid & self.token.first), taps.eq(self.token.valid & ~take_max)]
-        complete = Signal(token_layout(config))
-        m.d.sync += [complete.eq(self.token), self.done.eq(complete)]
-        m.d.sync += complete.valid.eq(self.token.valid & self.token.last)
+        complete = Signal()
+        m.d.comb += [self.upcoming.eq(self.token), self.upcoming.valid.eq(self.token.valid & self.token.last)]
+        m.d.sync += complete.eq(self.upcoming.valid)
         for lane in range(config.depth):
             # The upper bits are 0 in a window's first tap and in a maximum: a reset of their registers.
             low = Signal(config.act_bits, name=f"low_{lane}", reset_less=True)
@@ -73,6 +73,6 @@ class ChannelUnit(wiring.Component):
                 m.d.sync += high.eq(total[config.act_bits:])
             with m.If(first):
                 m.d.sync += high.eq(0)
-            with m.If(complete.valid):
+            with m.If(complete):
                 m.d.sync += self.result[lane].eq(Cat(low, high))
         return m

@@ -49,7 +49,7 @@ class AddressGenerator(wiring.Component):
     token : Out(token_layout)
         The word issued in this cycle.
     outside : Out(1)
-        The word lies outside the input map: it reads as padding.
+        The word lies outside the input map: it reads as padding. Not set while no layer is under way, as is ``edge``.
     window : Out(window_layout)
         Where the word stands in the map, for the window unit.
     edge : Out(1)
@@ -117,9 +117,10 @@ class AddressGenerator(wiring.Component):
             token.layer_last.eq(at_end.all()),
             token.pixel.eq(pixel),
             self.last_tile.eq(at_end[4:].all() & (at_end[2:4].all() | ~is_conv)),
-            self.edge.eq(is_conv & at_end[2]),
+            self.edge.eq(self.running & is_conv & at_end[2]),
             # Negative coordinates are large unsigned ones: one comparison per axis does both ends.
-            self.outside.eq((x.as_unsigned() >= layer.in_width) | (y.as_unsigned() >= layer.in_height)),
+            self.outside.eq(self.running & (
+                (x.as_unsigned() >= layer.in_width) | (y.as_unsigned() >= layer.in_height))),
         ]
         if self.config.memory.lines:
             completes = [Signal(name=f"completes_{axis}") for axis in ("columns", "rows")]
@@ -160,9 +161,13 @@ class AddressGenerator(wiring.Component):
 
         # The innermost loop that is not at its end steps; those inside it start again. In front of a layer all loops
         # are at their start, and the address and the coordinates are 0: the first step is from there to the first word.
-        steps = Signal(LOOPS)
-        m.d.comb += steps.eq(token.valid.replicate(LOOPS) & ~at_end & Cat(
-            at_end[:level].all() if level else Const(1, 1) for level in range(LOOPS)))
+        # Which one that is does not wait for the decision whether a word is issued.
+        steps, turn = Signal(LOOPS), Signal(LOOPS)
+        m.d.comb += [
+            turn.eq(self.running.replicate(LOOPS) & ~at_end & Cat(
+                at_end[:level].all() if level else Const(1, 1) for level in range(LOOPS))),
+            steps.eq(token.valid.replicate(LOOPS) & turn),
+        ]
         for level in range(LOOPS):
             following, wraps = Signal(12, name=f"following_{level}"), Signal(name=f"wraps_{level}")
             m.d.comb += [
@@ -183,7 +188,7 @@ class AddressGenerator(wiring.Component):
         places = [(self.address, "step", self.upcoming.in_address), (x, "x_step", self.upcoming.x_start),
                   (y, "y_step", self.upcoming.y_start)]
         for place, step, first in places:
-            moves = [(~self.running, first), *((steps[level], layer[f"{step}_{level}"]) for level in range(LOOPS))]
+            moves = [(~self.running, first), *((turn[level], layer[f"{step}_{level}"]) for level in range(LOOPS))]
             move = Signal(len(place), name=f"next_{step}")
             m.d.comb += move.eq(reduce(or_, (
                 value[:len(place)].as_unsigned() & chosen.replicate(len(place)) for chosen, value in moves)))

@@ -20,8 +20,8 @@ __all__ = ["HostPort"]
 class HostPort(wiring.Component):
     """Loader and reader: moves words between the host stream and the memories, and starts runs.
 
-    Writing takes a host word every cycle without a pause. A word that is read takes a cycle before its first host
-    word. Reads of targets other than the activation banks, the counters and the identity return 0; unknown opcodes
+    Writing takes a host word every cycle without a pause. A word that is read takes two cycles before its first
+    host word. Reads of targets other than the activation banks, the counters and the identity return 0; unknown opcodes
     are ignored. The identity's word 0 is the configuration's, word 1 that of the program that is baked in.
 
     Parameters
@@ -46,7 +46,7 @@ class HostPort(wiring.Component):
     bank : Out(1)
         The bank that is read or was read.
     bank_word : In(rows * lanes * act_bits)
-        What was read, from one cycle later until the next read.
+        What was read, from two cycles later until the next read.
     cycles : In(32)
         The latest run's cycles of the cause at ``address``.
     run : Out(1)
@@ -178,6 +178,8 @@ class HostPort(wiring.Component):
                         m.next = "OPCODE"
             with m.State("READ"):
                 m.d.comb += [self.read[0].eq(target == Target.ACTIVATION_0), self.read[1].eq(self.bank)]
+                m.next = "FETCH"
+            with m.State("FETCH"):
                 m.next = "SEND"
             with m.State("SEND"):
                 m.d.comb += self.o.valid.eq(1)

@@ -2,8 +2,8 @@
 
 All are simple dual-port block RAMs: one read port with a cycle of latency, one write port. The activation banks of a
 machine with a window unit can read at the write port's address, too, in cycles in which nothing is written: that is
-what true dual-port block RAMs do. No part of the machine reads a word in the cycle in which it is written, so what such
-a read returns does not matter; synthesis may be told so (``-no-rw-check`` in Yosys), which saves the logic that would
+what true dual-port block RAMs do. No part of the machine uses what it reads of a word in the cycle in which that is
+written, so it does not matter; synthesis may be told so (``-no-rw-check`` in Yosys), which saves the logic that would
 make it defined. Those of a baked program (:mod:`nomul_hw.contents`) are only read.
 """
 

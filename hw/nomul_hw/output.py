@@ -14,7 +14,10 @@ from .memory import BlockRAM
 from .requantize import Requantizer
 from .timing import OUTPUT_LATENCY
 
-__all__ = ["OutputStage"]
+__all__ = ["LEAD", "OutputStage"]
+
+#: Cycles from a vector's token to the vector.
+LEAD = 2
 
 
 class OutputStage(wiring.Component):
@@ -24,6 +27,9 @@ class OutputStage(wiring.Component):
     are done per cycle. The next vector must not arrive before the last chunk of this one is taken: the ``hold`` of
     the address generator sees to it. A chunk is written :attr:`latency` cycles after it is taken. Output channels are
     numbered on through a layer, chunk by chunk; a chunk is a part of an activation word.
+
+    Tokens come :data:`LEAD` cycles before their vectors: memory is far from logic, so that a chunk's parameters take a
+    cycle to where they are read, and one from there.
 
     Parameters
     ----------
@@ -39,12 +45,12 @@ class OutputStage(wiring.Component):
     start : In(1)
         Begin a layer in the next cycle.
     total_token, totals
-        Sums of the accumulators with their token.
+        Sums of the accumulators, and two cycles before them their token.
     pool_token, pooled
-        Results of the channel unit or the window unit with their token.
+        Results of the channel unit or the window unit, and two cycles before them their token.
     parameter_address, parameter_write, parameter_data
         Write port of parameter memory.
-    skip_address, skip_enable, skip_word
+    skip_address, skip_word
         Read port of the bank that holds the skip tensor; the word comes one cycle after its address.
     address, parts, code : Out
         Write port of the output bank: word address, one bit per chunk of a word, and the codes of the chunk.
@@ -71,7 +77,6 @@ class OutputStage(wiring.Component):
             "parameter_write": In(1),
             "parameter_data": In(config.requantize_lanes * parameter_layout(config).size),
             "skip_address": Out(address_bits(config.memory.activations)),
-            "skip_enable": Out(1),
             "skip_word": In(data.ArrayLayout(signed(config.act_bits), config.depth)),
             "address": Out(address_bits(config.memory.activations)),
             "parts": Out(config.word_chunks),
@@ -89,7 +94,8 @@ class OutputStage(wiring.Component):
         with m.If(self.start):
             m.d.sync += is_conv.eq(self.upcoming.op == LayerOp.CONV)
 
-        # A vector arrives; its chunks are taken in this and the following cycles.
+        # A token arrives; in this and the following cycles it is decided where the chunks of its vector belong, so many
+        # cycles before they are taken.
         arrived = Signal(token_layout(config))
         current = Signal(token_layout(config))
         m.d.comb += arrived.eq(Mux(is_conv, self.total_token, self.pool_token))
@@ -142,20 +148,24 @@ class OutputStage(wiring.Component):
         with m.If(self.start | taking):
             m.d.sync += here.eq(upcoming)
 
-        # A chunk's parameters are read with its position: they are there when its sums are.
+        # A chunk's parameters are read with its position, and are in a register when its sums are there. What is read
+        # without a token does not matter.
         m.submodules.parameters = parameters = BlockRAM(
             width=len(self.parameter_data), depth=config.memory.parameters, table=self.table)
         m.d.comb += [
-            parameters.read_address.eq(upcoming.parameters),
-            parameters.read_enable.eq(self.start | taking),
+            parameters.read_address.eq(here.parameters),
+            parameters.read_enable.eq(1),
             parameters.write_address.eq(self.parameter_address),
             parameters.write_enable.eq(self.parameter_write),
             parameters.write_data.eq(self.parameter_data),
         ]
+        gains = Signal.like(parameters.read_data, reset_less=True)
+        read, taken = Signal.like(chunk), Signal.like(chunk)  # the chunk whose parameters are read, that is taken
+        m.d.sync += [gains.eq(parameters.read_data), read.eq(chunk), taken.eq(read)]
 
         # What is written follows the codes through the pipeline.
         write = data.StructLayout({"valid": 1, "done": 1, "address": len(self.address), "part": config.word_chunks})
-        stages = [Signal(write, name=f"write_{index}") for index in range(self.latency + 1)]
+        stages = [Signal(write, name=f"write_{index}") for index in range(LEAD + self.latency + 1)]
         m.d.comb += [
             stages[0].valid.eq(taking),
             stages[0].done.eq(taking & last_chunk & current.layer_last),
@@ -168,21 +178,18 @@ class OutputStage(wiring.Component):
         m.d.sync += [later.eq(stage) for stage, later in pairwise(stages)]
 
         # The skip tensor's chunk is read where the output will be written, in time for the end of the gain.
-        m.d.comb += [
-            self.skip_address.eq(stages[1].address + layer.skip_address[:len(self.address)]),
-            self.skip_enable.eq(stages[1].valid & layer.skip),
-        ]
+        m.d.sync += self.skip_address.eq(stages[LEAD].address + layer.skip_address[:len(self.address)])
 
         for lane in range(lanes):
             m.submodules[f"requantizer_{lane}"] = requantizer = Requantizer(config)
             m.d.comb += [
                 requantizer.acc.eq(Mux(
                     is_conv,
-                    _pick(m, f"array_{lane}", chunk, [self.totals[at + lane] for at in range(0, config.cols, lanes)]),
-                    _pick(m, f"pool_{lane}", chunk, [self.pooled[at + lane] for at in range(0, config.depth, lanes)]),
+                    _pick(m, f"array_{lane}", taken, [self.totals[at + lane] for at in range(0, config.cols, lanes)]),
+                    _pick(m, f"pool_{lane}", taken, [self.pooled[at + lane] for at in range(0, config.depth, lanes)]),
                 )),
-                requantizer.parameters.eq(parameters.read_data.word_select(lane, parameter_layout(config).size)),
-                requantizer.skip.eq(_one_of(stages[2].part, [
+                requantizer.parameters.eq(gains.word_select(lane, parameter_layout(config).size)),
+                requantizer.skip.eq(_one_of(stages[LEAD + 2].part, [
                     self.skip_word[index * lanes + lane] for index in range(config.word_chunks)])),
                 requantizer.adds.eq(layer.skip),
                 requantizer.drop.eq(layer.skip_drop),

@@ -47,8 +47,8 @@ class WindowUnit(wiring.Component):
         One bit per weight word of a depthwise tile: ``weights`` are that word.
     weights : In(cols * lanes * format.bits)
         A weight word: the code of tap ``group * cols + col`` of lane ``lane`` has index ``col * lanes + lane``.
-    done : Out(token_layout)
-        The token of the position that completed a window, beside its ``result``; not valid in other cycles.
+    upcoming : Out(token_layout)
+        The token of the position that completed a window, two cycles before its ``result``; not valid in other cycles.
     result : Out(ArrayLayout(signed(channel_bits), rows * lanes))
         Raw sum, or maximum.
     """
@@ -66,7 +66,7 @@ class WindowUnit(wiring.Component):
             "before": In(word),
             "load": In(config.rows * config.window_groups),
             "weights": In(config.weight_word_bits),
-            "done": Out(token_layout(config)),
+            "upcoming": Out(token_layout(config)),
             "result": Out(data.ArrayLayout(signed(config.channel_bits), config.depth)),
         })
 
@@ -87,10 +87,10 @@ class WindowUnit(wiring.Component):
                               (place.first_column | layer.mask_columns[0]).replicate(WINDOW))),
         ]
 
-        # Tokens of what is in the taps, in the sums of rows, in the result.
-        in_taps, in_rows = Signal.like(token), Signal.like(token)
-        m.d.sync += [in_taps.eq(token), in_rows.eq(in_taps), self.done.eq(in_rows)]
-        m.d.sync += in_rows.valid.eq(in_taps.valid & in_taps.last)
+        # The token of what is in the taps; then those of a complete window are in the sums of rows.
+        in_taps, complete = Signal.like(token), Signal()
+        m.d.comb += [self.upcoming.eq(in_taps), self.upcoming.valid.eq(in_taps.valid & in_taps.last)]
+        m.d.sync += [in_taps.eq(token), complete.eq(self.upcoming.valid)]
         starts_row = Signal()
         m.d.sync += starts_row.eq(place.first_column)
 
@@ -120,7 +120,7 @@ class WindowUnit(wiring.Component):
                 lane.swap.eq(token.valid & token.tile),
                 lane.entered.eq(in_taps.valid),
                 lane.starts_row.eq(starts_row),
-                lane.finish.eq(in_rows.valid),
+                lane.finish.eq(complete),
                 lane.load.eq(Cat(self.load[group * config.rows + row] for group in range(config.window_groups))),
                 lane.weights.eq(Cat(decoded[part::config.lanes])),
                 self.result[channel].eq(lane.result),
@@ -172,7 +172,7 @@ class WindowLane(wiring.Component):
         ``weights`` belong to these taps.
     weights : In(min(cols, 9) * control_bits)
         Control words of as many taps.
-    result : Out(signed(channel_bits))
+    result : Out(signed(window_bits))
         Raw sum or maximum, one cycle after ``finish``; kept.
     """
 
@@ -196,7 +196,7 @@ class WindowLane(wiring.Component):
             "finish": In(1),
             "load": In(config.window_groups),
             "weights": In(self.taps_at_once * config.product.control_bits),
-            "result": Out(signed(config.channel_bits)),
+            "result": Out(signed(config.window_bits)),
         })
 
     def elaborate(self, platform):

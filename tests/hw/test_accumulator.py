@@ -20,6 +20,8 @@ every_config = pytest.mark.parametrize("config", CONFIGS, ids=lambda config: con
 def run(config, words):
     """Feed ``(token fields or None, sums)`` cycle by cycle; return what comes out three cycles after each token.
 
+    The token itself comes out two cycles before that.
+
     Without a token all other fields and the sums are garbage.
     """
     rng = np.random.default_rng(1)
@@ -28,8 +30,8 @@ def run(config, words):
     sums = [join(values, config.column_sum_bits) for _, values in words]
     # The sums arrive two cycles after their token.
     outputs = trace(Accumulator(config), {"ahead": ahead + [0] * 3, "sums": [0] * 2 + sums + [0]},
-                    ["token", "totals"])
-    assert outputs["token"][3:] == ahead
+                    ["upcoming", "totals"])
+    assert outputs["upcoming"][1:len(ahead) + 1] == ahead
     return [split(word, config.acc_bits, config.cols) for word in outputs["totals"][3:]]
 
 

@@ -47,10 +47,10 @@ def test_windows(config, op, gaps):
     outputs = trace(ChannelUnit(config), {
         "layer": [descriptor(op=op)] * len(tokens), "token": tokens,
         "word": [join(word, config.act_bits) for word in words],
-    }, ["done", "result"])
+    }, ["upcoming", "result"])
     result = [[value % (1 << config.pool_bits) for value in split(word, config.pool_bits, config.depth)]
               for word in outputs["result"]]
-    done = {cycle: (word, result[cycle]) for cycle, word in enumerate(outputs["done"]) if word & 1}
+    done = {cycle: (word, result[cycle]) for cycle, word in enumerate(outputs["upcoming"], start=2) if word & 1}
     assert done == expected
     # A result is kept until the next one: the output stage takes its channels one after the other.
     for (start, (_, values)), end in zip(expected.items(), [*list(expected)[1:], len(result)], strict=True):

@@ -112,7 +112,7 @@ def test_commands(config, source, sink):
     async def machine(ctx):
         memory = {}
         runs = busy = 0
-        shown = 0
+        shown = late = 0
         while not done:
             if ctx.get(dut.address) < len(CAUSES):
                 ctx.set(dut.cycles, script.cycles[runs][ctx.get(dut.address)])
@@ -128,7 +128,8 @@ def test_commands(config, source, sink):
                 if read >> index & 1:
                     shown = memory.get((target, address), 0)
                     assert bank == index
-            ctx.set(dut.bank_word, shown)
+            ctx.set(dut.bank_word, late)
+            late = shown
             if run:
                 events.append(("run", address, count))
                 runs, busy = runs + 1, int(rng.integers(1, 30))
@@ -163,17 +164,17 @@ def test_write_takes_a_word_a_cycle(config):
 
 
 @every_config
-def test_read_takes_a_cycle(config):
-    """One cycle before the first host word of every word."""
+def test_read_takes_two_cycles(config):
+    """Two cycles before the first host word of every word."""
     dut, valid = HostPort(config), []
     host_words = -(-config.act_word_bits // HOST_BITS)
 
     async def testbench(ctx):
         await stream_put(ctx, dut.i, command(Opcode.READ, Target.ACTIVATION_1, 0, 3))
         ctx.set(dut.o.ready, 1)
-        for _ in range(3 * (1 + host_words) + 2):
+        for _ in range(3 * (2 + host_words) + 2):
             valid.append(ctx.get(dut.o.valid))
             await ctx.tick()
 
     simulate(dut, testbench)
-    assert valid == ([0] + [1] * host_words) * 3 + [0, 0]
+    assert valid == ([0, 0] + [1] * host_words) * 3 + [0, 0]

@@ -6,7 +6,7 @@ import pytest
 from nomul_hw.arithmetic import act_range, requantize
 from nomul_hw.config import ArrayConfig, MemoryConfig
 from nomul_hw.descriptor import LayerOp, parameter_fields
-from nomul_hw.output import OutputStage
+from nomul_hw.output import LEAD, OutputStage
 
 from .simulate import trace
 from .vectors import descriptor, join, parameter, split, token
@@ -84,14 +84,14 @@ def test_layers(config, gaps):
     starts, tokens, vectors, expected, done = {}, {}, {}, {}, []
     for layer in layers:
         starts[cycle] = layer
-        cycle += 3
+        cycle += 3 + LEAD
         codes = layer.codes()
         for block in range(layer.blocks):
             for pixel in range(layer.pixels):
                 last = pixel == layer.pixels - 1
                 fields = {"last": 1, "pixel": pixel, "block_last": last,
                           "layer_last": last and block == layer.blocks - 1}
-                tokens[cycle] = layer.conv, token(config, **fields)
+                tokens[cycle - LEAD] = layer.conv, token(config, **fields)
                 for chunk in range(layer.chunks):
                     # Channels are numbered through the layer; the vector stays where it is until all are taken.
                     vectors[cycle + chunk] = layer.conv, layer.values[block, pixel]

@@ -254,6 +254,7 @@ def test_text_is_plain():
 #: Accelerators with every kind of processing element, and corner shapes.
 ACCELERATORS = [
     ArrayConfig("ternary", rows=1, cols=1),
+    ArrayConfig("ternary", rows=2, cols=2, memory=MemoryConfig(lines=8)),
     ArrayConfig("binary", rows=2, cols=2),
     ArrayConfig("exp4", rows=2, cols=1, lanes=2, gain_terms=1),
     ArrayConfig("exp5", rows=1, cols=2, gain_terms=3, act_bits=4),

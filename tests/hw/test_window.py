@@ -135,9 +135,9 @@ class Stimulus:
         config = self.config
         ports["next_valid"] = [word & 1 for word in ports["token"][1:]] + [0]
         ports["next_place"] = ports["place"][1:] + [0]
-        outputs = trace(WindowUnit(config), ports, ["done", "result"])
+        outputs = trace(WindowUnit(config), ports, ["upcoming", "result"])
         done = {cycle: (word, split(outputs["result"][cycle], config.channel_bits, config.depth))
-                for cycle, word in enumerate(outputs["done"]) if word & 1}
+                for cycle, word in enumerate(outputs["upcoming"], start=2) if word & 1}
         assert done == self.expected
 
 
