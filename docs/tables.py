@@ -85,7 +85,7 @@ def _quantizers() -> str:
 
 
 def _elements(family: str) -> str:
-    """LUTs of processing elements, from ``pe_table.json``; both baselines beside."""
+    """LUTs of processing elements, or areas of cells, from ``pe_table.json``; the baselines beside."""
     data = json.loads((DOCS / "pe_table.json").read_text(encoding="utf-8"))
     found = {(row["element"], row["lanes"]): row for row in data["elements"] if row["family"] == family}
     lanes = sorted({lanes for _, lanes in found})
@@ -94,8 +94,10 @@ def _elements(family: str) -> str:
         return " / ".join(f"{found[name, each][key]:.1f}".removesuffix(".0") if (name, each) in found else "-"
                           for each in lanes)
 
+    size = "area" if family == "cells" else "lut"
+
     def ratios(name: str, base: str) -> str:
-        return " / ".join(f"{found[name, each]['lut'] / found[base, each]['lut']:.2f}"
+        return " / ".join(f"{found[name, each][size] / found[base, each][size]:.2f}"
                           if {(name, each), (base, each)} <= set(found) else "-" for each in lanes)
 
     def clocks(name: str) -> str:
@@ -105,10 +107,13 @@ def _elements(family: str) -> str:
     rows = []
     for name in dict.fromkeys(row["element"] for row in data["elements"] if row["family"] == family):
         column = found.get((name, 1), {}).get("column_lut")
-        rows.append((f"`{name}`", luts(name), luts(name, "ff"), f"{column:.1f}" if column else "",
-                     *(ratios(name, base) for base in ("int8_plain", "int8_booth", "int4_booth")), clocks(name)))
-    return _table(("element", "LUT", "FF", "LUT in the column", "/ int8 `*`", "/ int8 Booth", "/ int4 Booth", "MHz"),
-                  rows)
+        compared = [ratios(name, base) for base in ("int8_plain", "int8_booth", "int4_booth")]
+        rows.append((f"`{name}`", luts(name, "area"), *compared) if family == "cells" else
+                    (f"`{name}`", luts(name), luts(name, "ff"), f"{column:.1f}" if column else "", *compared,
+                     clocks(name)))
+    against = ("/ int8 `*`", "/ int8 Booth", "/ int4 Booth")
+    return _table(("element", "gate equivalents", *against) if family == "cells" else
+                  ("element", "LUT", "FF", "LUT in the column", *against, "MHz"), rows)
 
 
 TABLES: dict[str, Callable[[], str]] = {
@@ -123,7 +128,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "models": _models,
     "quantizers": _quantizers,
     **{f"registers_{top}": registers.table for top, registers in REGISTER_MAPS.items()},
-    **{f"elements_{family}": partial(_elements, family) for family in FABRICS},
+    **{f"elements_{family}": partial(_elements, family) for family in (*FABRICS, "cells")},
     "counters": lambda: _table(("counter", "meaning"), [(f"`{name}`", text) for name, text in COUNTERS.items()]),
 }
 

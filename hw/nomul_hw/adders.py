@@ -17,7 +17,7 @@ a ternary weight; on Xilinx' 7 series, with four, besides the sign and the gate;
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from typing import Any
 
@@ -197,16 +197,26 @@ class _Sum:
                 value, inverted = value ^ of.negative.replicate(len(value)), True
             return value & of.nonzero.replicate(len(value)) if term.zero and gate == done else value
 
-        value = finish(0, value)
+        def source(shift: int) -> Any:
+            """What a stage shifts: where that is its only shift, what no stage before it shifts then."""
+            return value if unshifted is None or term.shifts != shift + 1 else unshifted
+
+        unshifted = value = finish(0, value)
         for done, shift in enumerate(stages, 1):
             if shift:
                 value = self.named(f"{name}_before_{shift}", value)
                 width = min(len(value) + shift, _bits(low, high))
                 fill = of.negative.replicate(shift) if inverted else Const(0, shift)
                 control = of.shift[shift.bit_length() - 1]
-                value = Mux(control, Cat(fill, value)[:width], _extended(value, width))
+                value = Mux(control, _extended(Cat(fill, source(shift)), width), _extended(value, width))
             value = finish(done, value)
+            if not shift:
+                unshifted = value
+            elif done in (invert, gate):
+                unshifted = None
         value = self.named(f"{name}_formed", value, register=register)
+        if register:
+            unshifted = None
 
         def later(label: str, bit: Any) -> Any:
             return self.named(f"{name}_{label}", bit, register=True) if register else bit
@@ -214,7 +224,7 @@ class _Sum:
         bounds = (low, high, term.offset)
         if last:
             width = min(len(value) + last, _bits(low, high))
-            return _Operand(_MUX, Cat(later("fill", of.negative).replicate(last), value)[:width],
+            return _Operand(_MUX, _extended(Cat(later("fill", of.negative).replicate(last), source(last)), width),
                             later("last", of.shift[-1]).replicate(width), _extended(value, width), *bounds)
         if invert is None:
             passes = later("nonzero", of.nonzero) if term.zero and gate is None else Const(1, 1)
@@ -223,36 +233,38 @@ class _Sum:
         return self.plain(value, *bounds)
 
     def chain(self, factors: Sequence["Factor"], *, register: bool) -> _Operand:
-        """Add products one after the other."""
+        """Add products one after the other, to a vector that has the first one's offset."""
         # What is added to has to be formed whole, unless all but its sign is little and the adder has room for both
         # signs.
-        pair = self.fabric.fused == "stage" and len(factors) > 1 and all(_is_little(each.term) for each in factors[:2])
+        pair = self.fabric.signs and len(factors) > 1 and all(_is_little(each.term) for each in factors[:2])
         first, *others = [self.operand(factor, register=register, sign_last=pair and index < 2)
                           for index, factor in enumerate(factors)]
-        low, high = first.low << first.offset, first.high << first.offset
+        base, low, high = first.offset, first.low, first.high
+        others = [replace(operand, offset=operand.offset - base) for operand in others]
         total, sign = (first.b, first.d[0]) if pair else (first.value, None)
         for operand in others:
             low, high = low + (operand.low << operand.offset), high + (operand.high << operand.offset)
             total, sign = self.add(total, operand, _bits(low, high), left_sign=sign), None
         if pair and others[0].offset:  # of the first product, places that nothing was added to lack their sign
             signs = _extended(Cat(first.d[:others[0].offset], Const(0, 1)), len(total))
-            return _Operand(_SIGN, total, Const(1, 1).replicate(len(total)), signs, low, high, 0)
-        return self.plain(total, low, high)
+            return _Operand(_SIGN, total, Const(1, 1).replicate(len(total)), signs, low, high, base)
+        return self.plain(total, low, high, base)
 
     def tree(self, sums: Sequence[_Operand]) -> _Operand:
-        """Add plain vectors in a tree."""
+        """Add vectors in a tree."""
         sums = list(sums)
         while len(sums) > 1:
             sums = [self._both(*sums[at:at + 2]) if at + 1 < len(sums) else sums[at] for at in range(0, len(sums), 2)]
         return sums[0]
 
     def _both(self, left: _Operand, right: _Operand) -> _Operand:
-        low, high = left.low + right.low, left.high + right.high
-        return self.plain(self.add(left.value, right, _bits(low, high)), low, high)
+        base, right = left.offset, replace(right, offset=right.offset - left.offset)
+        low, high = left.low + (right.low << right.offset), left.high + (right.high << right.offset)
+        return self.plain(self.add(left.value, right, _bits(low, high)), low, high, base)
 
     def registered(self, name: str, operand: _Operand) -> _Operand:
-        """Put a register behind a plain vector."""
-        return self.plain(self.named(name, operand.value, register=True), operand.low, operand.high)
+        """Put a register behind a vector."""
+        return self.plain(self.named(name, operand.value, register=True), operand.low, operand.high, operand.offset)
 
 
 def _is_little(term: Term) -> bool:
@@ -320,11 +332,13 @@ def fabric_sum(m: Module, family: str, lanes: Sequence[Sequence[Factor]], psum: 
     if sum(map(len, lanes)) == 1:
         total = build.operand(lanes[0][0], register=pipeline > 0)
     else:
-        chains = lanes
+        length = build.fabric.chain
         if len(lanes[0]) == 1:
-            every = [terms[0] for terms in lanes]
-            length = min(build.fabric.chain, 2) if pipeline > 2 else build.fabric.chain  # long chains are slow
-            chains = [every[at:at + length] for at in range(0, len(every), length)]
+            lanes = [[terms[0] for terms in lanes]]
+            length = min(length, 2) if pipeline > 2 else length  # long chains are slow
+        elif not build.fabric.signs:
+            length = len(lanes[0])
+        chains = [terms[at:at + length] for terms in lanes for at in range(0, len(terms), length)]
         sums = [build.chain(chain, register=pipeline > 1) for chain in chains]
         if pipeline > 2:
             sums = [build.registered(f"chain_{index}", each) for index, each in enumerate(sums)]

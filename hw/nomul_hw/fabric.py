@@ -21,19 +21,22 @@ class Fabric:
     late : bool
         Whether sign and gate come after the shifter's stages instead of into the first stages that have LUT inputs
         left.
+    signs : bool
+        Whether an adder can take in the signs of both its operands.
     chain : int
         Products that are added one after the other before sums are added in a tree.
     """
 
     fused: str
     late: bool
+    signs: bool
     chain: int
 
 
 #: The families with a leaf of their own.
 FABRICS: Mapping[str, Fabric] = {
-    "ecp5": Fabric("stage", late=False, chain=4),
-    "ice40": Fabric("none", late=False, chain=1),
-    "xilinx": Fabric("none", late=True, chain=4),
-    "gowin": Fabric("sign", late=False, chain=2),
+    "ecp5": Fabric("stage", late=False, signs=True, chain=4),
+    "ice40": Fabric("none", late=False, signs=True, chain=2),
+    "xilinx": Fabric("none", late=True, signs=False, chain=4),
+    "gowin": Fabric("sign", late=False, signs=False, chain=2),
 }

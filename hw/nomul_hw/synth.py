@@ -10,7 +10,7 @@ import re
 import subprocess
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -104,7 +104,8 @@ def yosys_version() -> str:
     return _yosys().version
 
 
-def synthesize(verilog: str, top: str, family: str = "ecp5", options: str = "") -> Synthesis:
+def synthesize(verilog: str, top: str, family: str = "ecp5", options: str = "",
+               left_out: Collection[str] = ()) -> Synthesis:
     """Synthesize a design and count its cells.
 
     Parameters
@@ -117,6 +118,8 @@ def synthesize(verilog: str, top: str, family: str = "ecp5", options: str = "") 
         One of :data:`nomul_hw.families.FAMILIES`.
     options : str
         More options of the family's command.
+    left_out : collection of str
+        Instances below the top whose insides are not synthesized, and which are not counted.
 
     Raises
     ------
@@ -128,11 +131,12 @@ def synthesize(verilog: str, top: str, family: str = "ecp5", options: str = "") 
     if family not in FAMILIES:
         raise ValueError(f"family must be one of {', '.join(FAMILIES)}, not {family!r}")
     chips, instances = FAMILIES[family], top_instances(verilog, top)
-    passes = [*apart(top, instances.values()),
+    passes = [*apart(top, instances.values(), [instances[name] for name in left_out]),
               " ".join(filter(None, [chips.synthesis, chips.apart, options, "-top", top]))]
     stat, version = run_yosys([*passes, "tee -q -o result stat -json"], verilog)
     counted = _count(stat)
-    modules = {name: _cost(counted[module], chips, set(instances.values())) for name, module in instances.items()}
+    modules = {name: _cost(counted[module], chips, set(instances.values())) for name, module in instances.items()
+               if name not in left_out}
     modules[TOP] = _cost(counted[top], chips, set(instances.values()))
     ordered = dict(sorted(modules.items(), key=lambda item: item[1].lut, reverse=True))
     return Synthesis(family, version, "; ".join(passes), ordered)
@@ -165,7 +169,7 @@ def apart(top: str, kept: Iterable[str], left_out: Iterable[str] = ()) -> list[s
     kept : iterable of str
         Modules that stay apart.
     left_out : iterable of str
-        Modules whose contents are not to be synthesized.
+        Modules among them whose insides are not to be synthesized.
     """
     kept, left_out = (" ".join(sorted(set(names))) for names in (kept, left_out))
     return [

@@ -1,4 +1,4 @@
-"""Synthesize small accelerators, and arrays alone, to calibrate what :mod:`nomul.area` predicts.
+"""Synthesize elements, arrays and accelerators, to calibrate what :mod:`nomul.area` predicts.
 
     python -m nomul_sim.area_sweep ecp5
 
@@ -9,7 +9,7 @@ repeated, so an interrupted sweep goes on. It is to be run again whenever the ha
 import argparse
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,13 @@ from nomul.report import json_text
 from nomul_hw.config import ArrayConfig, MemoryConfig
 from nomul_hw.families import FAMILIES, Cost
 from nomul_hw.formats import get_format
+from nomul_hw.synth import yosys_version
 
-from .synthesis import synthesize_accelerator, synthesize_array
+from . import pe_table
+from .pe_table import Element, measure
+from .synthesis import synthesize_array, synthesize_beside
 
-__all__ = ["ACCELERATORS", "ARRAYS", "main", "sweep"]
+__all__ = ["ACCELERATORS", "ARRAYS", "ELEMENTS", "main", "sweep"]
 
 _SMALL = {"activations": 512, "weights": 512, "parameters": 64, "accumulators": 256, "layers": 16}
 
@@ -32,24 +35,53 @@ def _config(fmt: str, rows: int, lanes: int, cols: int, *, memory: dict[str, int
     return ArrayConfig(get_format(fmt), rows, cols, lanes, memory=MemoryConfig(**_SMALL | (memory or {})), **choices)
 
 
-#: Whole accelerators: what lies beside the array hardly depends on the format of its weights.
+#: Accelerators without their arrays: what lies beside an array hardly depends on the format of its weights.
 ACCELERATORS: tuple[ArrayConfig, ...] = (
-    _config("ternary", 4, 1, 4), _config("ternary", 8, 1, 8), _config("pot3", 4, 1, 4, memory={"lines": 32}))
+    _config("ternary", 4, 1, 4),
+    _config("ternary", 8, 1, 8),
+    _config("pot3", 4, 1, 4, memory={"lines": 32}),
+    _config("ternary", 4, 1, 4, act_bits=4),
+    _config("int8", 4, 1, 4, pe="multiplier", requantize_lanes=1),
+    _config("pot4", 4, 2, 8, weights="stream", gain_terms=3, acc_bits=32),
+    _config("ternary", 2, 8, 16, requantize_lanes=4, memory={"activations": 4096, "weights": 2048}),
+    _config("exp4", 4, 2, 8, requantize_lanes=2, memory={"lines": 64, "accumulators": 1024}),
+    _config("exp4", 16, 1, 16, memory={"activations": 2048, "weights": 4096, "parameters": 256, "accumulators": 1024,
+                                       "layers": 64}))
 
 _ARRAYS: tuple[tuple[str, tuple[int, int, int], dict[str, Any]], ...] = (
-    ("ternary", (4, 4, 4), {}), ("ternary", (16, 1, 4), {}), ("ternary", (4, 1, 4), {"act_bits": 4}),
-    ("binary", (4, 1, 4), {}), ("binary", (4, 2, 4), {}),
-    ("pot3", (4, 1, 4), {}), ("pot3", (8, 1, 4), {}), ("pot3", (2, 4, 4), {}), ("pot3z", (4, 1, 4), {}),
-    ("pot4", (4, 1, 4), {}), ("pot4", (4, 2, 4), {}),
-    ("exp4", (4, 1, 4), {}), ("exp4", (2, 4, 4), {}), ("int4", (4, 1, 4), {}),
+    ("ternary", (4, 1, 4), {}), ("ternary", (4, 4, 4), {}), ("ternary", (16, 1, 4), {}), ("ternary", (4, 1, 16), {}),
+    ("ternary", (2, 4, 4), {"pipeline": 3}), ("ternary", (4, 1, 4), {"act_bits": 4}),
+    ("binary", (4, 2, 4), {}), ("pot3", (8, 1, 4), {}), ("pot3z", (4, 1, 4), {}), ("pot3z", (2, 8, 4), {}),
+    ("pot4", (4, 1, 4), {"pipeline": 1}), ("pot4", (4, 2, 4), {}), ("exp4", (4, 1, 4), {}), ("exp4", (2, 4, 4), {}),
+    ("exp4", (8, 1, 8), {}), ("exp4", (2, 2, 4), {"act_bits": 6}),
+    ("int4", (4, 1, 4), {}), ("int4", (4, 1, 4), {"pe": "multiplier"}), ("int8", (4, 1, 4), {"pe": "multiplier"}),
+    ("int8", (2, 2, 4), {"pe": "multiplier", "pipeline": 2}),
 )
 
-#: Arrays alone: what an element costs, for every kind of shift element, with lanes and without.
+#: Arrays alone, of every kind of element, with lanes and without.
 ARRAYS: tuple[ArrayConfig, ...] = tuple(_config(fmt, *shape, **choices) for fmt, shape, choices in _ARRAYS)
 
+#: Elements by themselves, of all formats that have one.
+ELEMENTS: tuple[ArrayConfig, ...] = tuple(
+    _config(element.format, 1, lanes, 1, pe=element.kind)
+    for element in pe_table.ELEMENTS if element.kind != "*" for lanes in pe_table.USUAL_LANES)
 
-def sweep(family: str, accelerators: Sequence[ArrayConfig] = ACCELERATORS,
-          arrays: Sequence[ArrayConfig] = ARRAYS) -> dict[str, Any]:
+
+def _element(config: ArrayConfig, family: str) -> dict[str, Cost]:
+    found = measure(Element(config.format.name, config.pe), family, config.lanes, column=False)
+    return {"element": Cost(*(round(part * config.lanes) for part in (found.lut, found.carry, found.ff)))}
+
+
+def _array(config: ArrayConfig, family: str) -> dict[str, Cost]:
+    return {"array": synthesize_array(config, family).total}
+
+
+def _beside(config: ArrayConfig, family: str) -> dict[str, Cost]:
+    return dict(sorted(synthesize_beside(config, family).modules.items()))
+
+
+def sweep(family: str, accelerators: Sequence[ArrayConfig] = ACCELERATORS, arrays: Sequence[ArrayConfig] = ARRAYS,
+          elements: Sequence[ArrayConfig] = ELEMENTS) -> dict[str, Any]:
     """Synthesize; returns what :func:`nomul.area.load_sweep` reads.
 
     Raises
@@ -57,17 +89,17 @@ def sweep(family: str, accelerators: Sequence[ArrayConfig] = ACCELERATORS,
     nomul_hw.synth.SynthesisError
         If Yosys is missing or fails.
     """
-    results: list[dict[str, Any]] = []
-    tool = ""
-    for config in (*arrays, *accelerators):
-        since, alone = time.monotonic(), len(results) < len(arrays)
-        made = (synthesize_array if alone else synthesize_accelerator)(config, family)
-        tool = made.tool
-        modules: Iterable[tuple[str, Cost]] = [("array", made.total)] if alone else sorted(made.modules.items())
-        results.append({"config": config.to_dict(), "modules": {name: asdict(cost) for name, cost in modules}})
-        print(f"{len(results)}/{len(arrays) + len(accelerators)} {config.name}{' array' if alone else ''}: "
-              f"{made.total.lut:,} LUTs, {time.monotonic() - since:.0f} s", file=sys.stderr, flush=True)
-    return {"family": family, "tool": tool, "results": results}
+    work = [("elements", config, _element) for config in elements]
+    work += [("results", config, _array) for config in arrays]
+    work += [("results", config, _beside) for config in accelerators]
+    found: dict[str, list[dict[str, Any]]] = {"elements": [], "results": []}
+    for number, (kind, config, cost) in enumerate(work, 1):
+        since, modules = time.monotonic(), cost(config, family)
+        costs = {name: asdict(one) for name, one in modules.items()}
+        found[kind].append({"config": config.to_dict(), "modules": costs})
+        print(f"{number}/{len(work)} {config.name} {', '.join(modules)}: {sum(one.lut for one in modules.values()):,} "
+              f"LUTs, {time.monotonic() - since:.0f} s", file=sys.stderr, flush=True)
+    return {"family": family, "tool": yosys_version(), **found}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -81,7 +113,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     document = sweep(chosen.family)
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(json_text(document), encoding="utf-8")
-    print(f"{output}: {len(document['results'])} syntheses", file=sys.stderr)
+    print(f"{output}: {len(document['elements']) + len(document['results'])} syntheses", file=sys.stderr)
     return 0
 
 

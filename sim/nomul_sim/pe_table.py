@@ -42,8 +42,8 @@ ACT_BITS, SUM_BITS = 8, 24
 #: Rows of the product's own column.
 ROWS = 16
 
-#: Products of an element.
-LANES = (1, 8)
+#: Products of an element that can be asked for, and those of the documentation's chips.
+LANES, USUAL_LANES = (1, 4, 8), (1, 8)
 
 #: Seeds of placements, and the clock in MHz that they work towards.
 SEEDS, CLOCK = (1, 2, 3), 250.0
@@ -220,24 +220,44 @@ def _table(rows: Sequence[Measured]) -> str:
     return "\n".join(lines)
 
 
+def _document(rows: Iterable[Measured], path: Path | None = None) -> str:
+    """JSON of what was measured, and of what else is in a file that the same tools measured."""
+    data: dict[str, Any] = {"tools": [yosys_version()], "act_bits": ACT_BITS, "sum_bits": SUM_BITS, "rows": ROWS}
+    before = json.loads(path.read_text(encoding="utf-8")) if path and path.exists() else {}
+    same = all(before.get(key) == value for key, value in data.items())
+    kept = {(row["element"], row["family"], row["lanes"]): row for row in before.get("elements", ()) if same}
+    for row in rows:
+        key = row.element, row.family, row.lanes
+        new, old = json.loads(json.dumps(asdict(row))), kept.get(key, {})
+        if {**new, "fmax": 0, "column_lut": 0} == {**old, "fmax": 0, "column_lut": 0}:  # what was not asked for stays
+            new = {name: value or old[name] for name, value in new.items()}
+        kept[key] = new
+    order = [element.name for element in ELEMENTS]
+    data["elements"] = [kept[key] for key in sorted(kept, key=lambda key: (
+        FAMILIES.index(key[1]), key[2], order.index(key[0])))]
+    return json.dumps(data, indent=1) + "\n"
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return its exit code."""
     names = {element.name: element for element in ELEMENTS}
     parser = argparse.ArgumentParser(prog="python -m nomul_sim.pe_table", description="What processing elements cost.")
     parser.add_argument("--format", action="append", choices=names, help="an element; all unless given")
     parser.add_argument("--family", action="append", choices=FAMILIES, help="a family; all chips unless given")
-    parser.add_argument("--lanes", action="append", type=int, choices=LANES, help="products of an element; 1 and 8")
+    parser.add_argument("--lanes", action="append", type=int, choices=LANES,
+                        help="products of an element; 1 and 8 unless given")
     parser.add_argument("--liberty", type=Path, metavar="FILE.lib", help="standard cells, for --family cells")
     parser.add_argument("--no-column", action="store_true", help="leave out the product's own column")
     parser.add_argument("--fmax", action="store_true", help="place and route arrays too: minutes for each")
-    parser.add_argument("--write", type=Path, metavar="FILE.json", help="write what the documentation's tables show")
+    parser.add_argument("--write", type=Path, metavar="FILE.json",
+                        help="write what the documentation's tables show; what else is in the file stays")
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args(arguments)
     families = options.family or [*FABRICS, *(["cells"] if options.liberty else [])]
     rows = []
     try:
         for family in families:
-            for lanes in options.lanes or LANES:
+            for lanes in options.lanes or USUAL_LANES:
                 for name in options.format or names:
                     print(f"\r\033[K{family} {name} {lanes}", end="", file=sys.stderr, flush=True)
                     row = measure(names[name], family, lanes, options.liberty, column=not options.no_column)
@@ -248,12 +268,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"\n{error}", file=sys.stderr)
         return 1
     print("\r\033[K", end="", file=sys.stderr)
-    data = {"tools": [yosys_version()], "act_bits": ACT_BITS, "sum_bits": SUM_BITS, "rows": ROWS,
-            "elements": [asdict(row) for row in rows]}
-    text = json.dumps(data, indent=1) + "\n"
     if options.write:
-        options.write.write_text(text, encoding="utf-8")
-    print(text if options.json else _table(rows))
+        options.write.write_text(_document(rows, options.write), encoding="utf-8")
+    print(_document(rows) if options.json else _table(rows))
     return 0
 
 

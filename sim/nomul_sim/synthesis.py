@@ -17,7 +17,8 @@ from nomul_hw.synth import Synthesis, SynthesisError, synthesize, yosys_version
 from .cache import cached_json
 from .verilated import ACCELERATOR, accelerator_verilog, component_verilog
 
-__all__ = ["route_accelerator", "synthesize_accelerator", "synthesize_accelerator_cells", "synthesize_array"]
+__all__ = ["route_accelerator", "synthesize_accelerator", "synthesize_accelerator_cells", "synthesize_array",
+           "synthesize_beside"]
 
 
 def _how() -> bytes:
@@ -44,6 +45,11 @@ def synthesize_accelerator(config: ArrayConfig, family: str = "ecp5") -> Synthes
     return _synthesized(accelerator_verilog(config, family=_fabric(family)), ACCELERATOR, family)
 
 
+def synthesize_beside(config: ArrayConfig, family: str = "ecp5") -> Synthesis:
+    """Synthesize all of an accelerator but its array, or find the result in the cache; errors as above."""
+    return _synthesized(accelerator_verilog(config, family=_fabric(family)), ACCELERATOR, family, ("array",))
+
+
 def synthesize_array(config: ArrayConfig, family: str = "ecp5") -> Synthesis:
     """Synthesize the array of a configuration alone, or find the result in the cache; errors as above."""
     def make() -> Any:
@@ -54,9 +60,9 @@ def synthesize_array(config: ArrayConfig, family: str = "ecp5") -> Synthesis:
     return _synthesized(component_verilog(make, "array", config.hash, _fabric(family) or ""), "array", family)
 
 
-def _synthesized(verilog: str, top: str, family: str) -> Synthesis:
-    return Synthesis.from_dict(cached_json("synthesis", [verilog, family, yosys_version(), _how()],
-                                           lambda: synthesize(verilog, top, family).to_dict()))
+def _synthesized(verilog: str, top: str, family: str, left_out: tuple[str, ...] = ()) -> Synthesis:
+    return Synthesis.from_dict(cached_json("synthesis", [verilog, family, *left_out, yosys_version(), _how()],
+                                           lambda: synthesize(verilog, top, family, left_out=left_out).to_dict()))
 
 
 def synthesize_accelerator_cells(config: ArrayConfig, liberty: Path | None = None) -> CellSynthesis:

@@ -1,14 +1,16 @@
 """What an accelerator will take of a chip, without synthesizing it.
 
-Every module is a sum of a few things that its configuration tells: products, bits of sums, bits of words, a constant.
-What each of them costs is fitted, without negative costs, to a stored sweep of small accelerators that were synthesized
-(``python -m nomul_sim.area_sweep FAMILY``). Block RAMs follow from the memories' sizes and the shapes that those of the
-chip have. How far off it is says the sweep itself: each of its accelerators is predicted from the others.
+Every module is a sum of a few things that its configuration tells: products, bits of sums, registers, bits of words, a
+constant. What each of them costs is fitted, without negative costs, to a stored sweep of small accelerators that were
+synthesized (``python -m nomul_sim.area_sweep FAMILY``). What the logic of a product costs is no sum of simple things,
+so the sweep has the elements of all formats by themselves too. Block RAMs follow from the memories' sizes and the
+shapes that those of the chip have. How far off it is says the sweep itself: each of its accelerators is predicted from
+the others.
 """
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from math import log2
 from pathlib import Path
@@ -21,12 +23,16 @@ from nomul_hw.config import WINDOW, ArrayConfig
 from nomul_hw.descriptor import DESCRIPTOR_WORDS, HOST_BITS, Target, target_word_bits
 from nomul_hw.families import Cost
 
-__all__ = ["AreaError", "Errors", "Predictor", "Sample", "block_rams", "load_predictor", "load_sweep", "sweep_path"]
+__all__ = ["ELEMENT_SUM_BITS", "AreaError", "Elements", "Errors", "Predictor", "Sample", "block_rams",
+           "load_predictor", "load_sweep", "sweep_path"]
 
 Float64Array = npt.NDArray[np.float64]
 
 #: Kinds of cells that are fitted.
 FITTED = ("lut", "ff")
+
+#: Widths of the sum that the sweep's elements add to, and of their activations.
+ELEMENT_SUM_BITS, ELEMENT_ACT_BITS = 24, 8
 
 #: Words and bits of a block RAM, by family, the widest shape last.
 SHAPES: Mapping[str, tuple[tuple[int, int], ...]] = {
@@ -65,18 +71,21 @@ def sweep_path(family: str) -> Path:
     return Path(__file__).with_name(f"area_{family}.json")
 
 
-def load_sweep(path: Path) -> tuple[Sample, ...]:
-    """Read what ``python -m nomul_sim.area_sweep`` wrote.
+def load_sweep(path: Path) -> tuple[tuple[Sample, ...], tuple[Sample, ...]]:
+    """Read what ``python -m nomul_sim.area_sweep`` wrote: accelerators and arrays, and elements by themselves.
 
     Raises
     ------
     AreaError
         If there is no such file, or it is none.
     """
+    def samples(key: str) -> tuple[Sample, ...]:
+        return tuple(Sample(ArrayConfig.from_dict(one["config"]), {
+            name: Cost(**cost) for name, cost in one["modules"].items()}) for one in data[key])
+
     try:
         data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return tuple(Sample(ArrayConfig.from_dict(one["config"]), {
-            name: Cost(**cost) for name, cost in one["modules"].items()}) for one in data["results"])
+        return samples("results"), samples("elements")
     except FileNotFoundError:
         raise AreaError(f"{path}: no such sweep; python -m nomul_sim.area_sweep makes it") from None
     except (ValueError, KeyError, TypeError) as error:
@@ -86,23 +95,86 @@ def load_sweep(path: Path) -> tuple[Sample, ...]:
 # What modules are made of --------------------------------------------------------------------------------------------
 
 
-def _products(config: ArrayConfig) -> list[float]:
-    """What a product is made of, per product: itself, its shifter, selection, gate and further Booth digits."""
+def _made_of(config: ArrayConfig) -> Float64Array:
+    """What the products of an element are made of, in bits: gates, shifters, selections, sums."""
     terms, bits = config.product.terms, config.act_bits
     widest = bits + max(abs(base).bit_length() for base in config.product.bases) - 1
-    return [1, bits, widest * terms[0].shift_bits, widest * terms[0].select_bits, bits * (len(terms) - 1)]
+    count = config.lanes * len(terms)
+    return np.asarray([count * bits * terms[0].zero, count * widest * terms[0].shift_bits,
+                       count * widest * terms[0].select_bits,
+                       (count - 1) * config.product.sum_bits(2, bits), config.lanes * bits], dtype=np.float64)
 
 
-def _array(config: ArrayConfig) -> list[float]:
-    sums = sum(config.sum_bits(row) for row in range(config.rows)) * config.cols
-    trees = (config.lanes - 1) * config.rows * config.cols * config.product.sum_bits(2, config.act_bits)
-    bases = config.product.bases
-    passed = sum(config.act_bits + abs(base).bit_length() - 1 for base in bases)
-    multiples = config.depth * (len(bases) - bases.count(1)) * config.act_bits
-    return [*(part * config.macs_per_cycle for part in _products(config)), sums, trees, multiples,
-            config.macs_per_cycle * config.product.control_bits, config.depth * config.cols * passed,
-            config.rows * config.depth * config.act_bits, config.cols**2 * config.column_sum_bits,
-            config.cols * config.lanes * config.product.control_bits, config.rows + config.cols]
+class Elements:
+    """Logic of the products of an element, without its sum: measured, or else a sum of things that is fitted to that.
+
+    Parameters
+    ----------
+    samples : sequence of Sample
+        Elements as arrays of one row and one column; their module is ``"element"``.
+    """
+
+    def __init__(self, samples: Sequence[Sample]) -> None:
+        self._measured: dict[tuple[tuple[int, ...], str], dict[int, int]] = {}
+        for one in samples:
+            of_kind = self._measured.setdefault(self._kind(one.config), {})
+            of_kind[one.config.lanes] = max(0, one.modules["element"].lut - ELEMENT_SUM_BITS)
+        self._fit = np.zeros(5)
+        if samples:
+            matrix = np.stack([_made_of(one.config) for one in samples])
+            wanted = np.asarray([self._measured[self._kind(one.config)][one.config.lanes] for one in samples],
+                                dtype=np.float64)
+            weights = 1 / (ELEMENT_SUM_BITS + wanted)
+            self._fit = _nonnegative(matrix * weights[:, None], wanted * weights)
+
+    @staticmethod
+    def _kind(config: ArrayConfig) -> tuple[tuple[int, ...], str]:
+        return tuple(config.format.levels), config.pe
+
+    def logic(self, config: ArrayConfig) -> float:
+        """LUTs of an element's products: linear in their number, and in proportion to the activations' width."""
+        fitted = float(_made_of(config) @ self._fit)
+        known = sorted(self._measured.get(self._kind(config), {}).items())
+        if not known:
+            return fitted
+        (fewer, low), (more, high) = known[0], known[-1]
+        for lanes, luts in known:
+            if lanes <= config.lanes:
+                fewer, low = lanes, luts
+        for lanes, luts in reversed(known):
+            if lanes > fewer:
+                more, high = lanes, luts
+        if more == fewer:  # the most that there are: go on as before
+            fewer, low = known[-2] if len(known) > 1 else (0, 0)
+        found = low + (high - low) * (config.lanes - fewer) / (more - fewer)
+        usual = float(_made_of(replace(config, act_bits=ELEMENT_ACT_BITS)) @ self._fit)
+        return found * fitted / usual if usual else found
+
+
+def _array_luts(config: ArrayConfig, elements: Elements) -> list[float]:
+    rows, lanes, cols, product = config.rows, config.lanes, config.cols, config.product
+    return [
+        rows * cols * elements.logic(config),
+        cols * product.sum_bits(lanes, config.act_bits),  # the first row has no sum above
+        cols * sum(config.sum_bits(row) for row in range(1, rows)),
+        config.depth * (len(product.bases) - product.bases.count(1)) * config.act_bits,  # multiples, at the left edge
+        cols * lanes * product.control_bits,  # decoders, at the top
+    ]
+
+
+def _array_ffs(config: ArrayConfig) -> list[float]:
+    """Registers as :mod:`nomul_hw.array` has them; fitted is only what synthesis saves."""
+    rows, lanes, cols, product, bits = config.rows, config.lanes, config.cols, config.product, config.act_bits
+    passed = lanes * sum(bits + (base // (base & -base)).bit_length() - 1 for base in product.bases)
+    waiting = ((bits * lanes + 1) * rows * (rows - 1)
+               + (lanes * config.format.bits + config.column_sum_bits) * cols * (cols - 1)) / 2
+    held = (rows * cols * 2 * lanes * product.control_bits + rows * (cols * passed + 2 * (cols - 1))
+            + cols * sum(config.sum_bits(row) for row in range(rows)) + waiting)
+    # Of a product that is neither selected nor shifted, what is registered is what goes on to the right, and its sign.
+    count, term = lanes * len(product.terms), product.terms[0]
+    formed = 2 + bits * bool(term.shift_bits or term.select_bits)
+    late = [formed if count == 1 else product.sum_bits(lanes, bits), count * formed, count * (bits + 2) / 2]
+    return [held, rows * cols * sum(late[:config.pipeline])]
 
 
 def _output(config: ArrayConfig) -> list[float]:
@@ -123,23 +195,23 @@ def _channel(config: ArrayConfig) -> list[float]:
 
 def _window(config: ArrayConfig) -> list[float]:
     products = config.depth * WINDOW * WINDOW
-    bases = config.product.bases
-    return [*(part * products for part in _products(config)), config.depth * config.window_bits,
-            products * config.product.control_bits, config.depth * config.act_bits * len(bases), 1]
+    terms, bits = config.product.terms, config.act_bits
+    widest = bits + max(abs(base).bit_length() for base in config.product.bases) - 1
+    return [products, products * bits, products * widest * terms[0].shift_bits,
+            products * widest * terms[0].select_bits, products * bits * (len(terms) - 1),
+            config.depth * config.window_bits, products * config.product.control_bits,
+            config.depth * bits * len(config.product.bases), 1]
 
 
 def _other(config: ArrayConfig) -> list[float]:
-    return [config.act_word_bits, config.act_word_bits * bool(config.memory.lines), config.weight_word_bits,
-            config.depth, log2(config.memory.activations), log2(config.memory.layers), 1]
+    return [config.act_word_bits, config.act_word_bits * bool(config.memory.lines),
+            config.act_word_bits * (config.word_chunks > 1), config.weight_word_bits, config.depth,
+            log2(config.memory.activations), log2(config.memory.layers), 1]
 
 
-#: By the name of an instance; all others are :func:`_other`.
+#: By the name of an instance; the array has its own, all others are :func:`_other`.
 FEATURES: Mapping[str, Callable[[ArrayConfig], list[float]]] = {
-    "array": _array, "output": _output, "accumulator": _accumulator, "channel": _channel, "window_unit": _window}
-
-
-def _features(module: str, config: ArrayConfig) -> Float64Array:
-    return np.asarray(FEATURES.get(module, _other)(config), dtype=np.float64)
+    "output": _output, "accumulator": _accumulator, "channel": _channel, "window_unit": _window}
 
 
 def block_rams(config: ArrayConfig, family: str) -> int:
@@ -211,34 +283,43 @@ class Predictor:
     family : str
         One of :data:`nomul_hw.families.FAMILIES`.
     samples : sequence of Sample
-        What was synthesized.
+        Accelerators and arrays that were synthesized.
+    elements : sequence of Sample
+        Elements that were.
     """
 
-    def __init__(self, family: str, samples: Sequence[Sample]) -> None:
-        self.family, self.samples = family, tuple(samples)
+    def __init__(self, family: str, samples: Sequence[Sample], elements: Sequence[Sample] = ()) -> None:
+        self.family, self.samples, self.elements = family, tuple(samples), tuple(elements)
+        self._products = Elements(elements)
         if not self.samples:
             raise AreaError(f"{family}: the sweep is empty")
         self._fits = {name: self._fit(name) for name in sorted({name for one in samples for name in one.modules})}
 
+    def _features(self, module: str, kind: str, config: ArrayConfig) -> Float64Array:
+        if module != "array":
+            found = FEATURES.get(module, _other)(config)
+        else:
+            found = _array_luts(config, self._products) if kind == "lut" else _array_ffs(config)
+        return np.asarray(found, dtype=np.float64)
+
     def _fit(self, module: str) -> dict[str, Float64Array]:
         """Coefficients of a module, by kind of cell. Errors count as shares of whole accelerators."""
         having = [one for one in self.samples if module in one.modules]
-        matrix = np.stack([_features(module, one.config) for one in having])
         result = {}
         for kind in FITTED:
+            matrix = np.stack([self._features(module, kind, one.config) for one in having])
             weights = 1 / np.asarray([max(1, getattr(one.total, kind)) for one in having], dtype=np.float64)
             wanted = np.asarray([getattr(one.modules[module], kind) for one in having], dtype=np.float64)
             result[kind] = _nonnegative(matrix * weights[:, None], wanted * weights)
         return result
 
     def modules(self, config: ArrayConfig) -> dict[str, Cost]:
-        """Cost by module, without block RAMs; the window unit's where there is one."""
-        result = {}
-        for module, fits in self._fits.items():
-            if config.memory.lines or module not in ("window_unit", "padding_before"):
-                made = {kind: round(float(_features(module, config) @ found)) for kind, found in fits.items()}
-                result[module] = Cost(**made)
-        return result
+        """Cost by module, without block RAMs, of the modules that there are."""
+        absent = {"weight_memory" if config.weights == "stream" else "weight_queue",
+                  *([] if config.memory.lines else ["window_unit", "padding_before"])}
+        return {module: Cost(**{kind: round(float(self._features(module, kind, config) @ found))
+                                for kind, found in fits.items()})
+                for module, fits in self._fits.items() if module not in absent}
 
     def predict(self, config: ArrayConfig) -> Cost:
         """Cost of an accelerator.
@@ -257,7 +338,8 @@ class Predictor:
         """How far off it is, by leaving out one accelerator of the sweep after the other."""
         found: dict[str, list[float]] = {kind: [] for kind in FITTED}
         for at, one in enumerate(self.samples):
-            others = Predictor(self.family, [*self.samples[:at], *self.samples[at + 1 :]]).modules(one.config)
+            others = Predictor(self.family, [*self.samples[:at], *self.samples[at + 1 :]],
+                               self.elements).modules(one.config)
             for kind in FITTED:
                 truth = getattr(one.total, kind)
                 guess = sum(getattr(cost, kind) for name, cost in others.items() if name in one.modules)
@@ -275,4 +357,4 @@ def load_predictor(family: str) -> Predictor:
     AreaError
         If there is no sweep of the family.
     """
-    return Predictor(family, load_sweep(sweep_path(family)))
+    return Predictor(family, *load_sweep(sweep_path(family)))

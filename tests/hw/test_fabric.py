@@ -95,16 +95,22 @@ def cells(family: str) -> str:
 @pytest.mark.parametrize("family", FABRICS)
 def test_leaf(family, tmp_path):
     """A leaf for synthesis, made of the family's cells, is what it is for simulators: for all inputs."""
-    name = f"nomul_adder_{family}"
+    around = f"""
+module around #(parameter [7:0] F = 0, parameter [3:0] G = 0)
+    (input [6:0] a, input [6:0] b, input [6:0] c, input [6:0] d, output [6:0] s);
+  wire [6:0] sign = {{7{{b[0]}}}};
+  nomul_adder_{family} #(.WIDTH(7), .F(F), .G(G)) leaf(.a(a), .b(G == 4'b0110 ? sign : b), .c(c), .d(d), .s(s));
+endmodule
+"""
     passes = []
     for index, (table, head) in enumerate(TABLES):
         for what, flag in (("cells", ""), ("model", "-nosynthesis")):
             passes += ["design -push", "read_verilog cells.v", f"read_verilog {flag} leaf.v",
-                       f"chparam -set WIDTH 7 -set F {table} -set G {head} {name}",
-                       f"prep -flatten -top {name}", "rename -top leaf", f"design -save {what}{index}", "design -pop"]
+                       f"chparam -set F {table} -set G {head} around",
+                       "prep -flatten -top around", "rename -top leaf", f"design -save {what}{index}", "design -pop"]
         passes += ["design -push", f"design -copy-from cells{index} -as cells leaf",
                    f"design -copy-from model{index} -as model leaf", *equal("model", "cells"), "design -pop"]
-    prove(tmp_path, passes, leaf=leaf(family), cells=cells(family))
+    prove(tmp_path, passes, leaf=leaf(family) + around, cells=cells(family))
 
 
 def check_step(form: ProductForm, lanes: int, family: str, folder: Path, width: int = 24) -> None:
@@ -191,7 +197,8 @@ endmodule
         ("pot3z", "shift", 6, 1, 0, "ecp5"),
         ("int8", "multiplier", 1, 2, 1, "ecp5"), ("int4", "multiplier", 3, 3, 0, "ecp5"),
         ("exp4", "shift", 1, 1, 1, "xilinx"), ("int4", "multiplier", 2, 2, 1, "gowin"),
-        ("pot4", "shift", 3, 3, 1, "ice40"),
+        ("pot3z", "shift", 2, 1, 1, "xilinx"), ("pot4", "shift", 3, 3, 1, "ice40"),
+        ("binary", "shift", 5, 2, 1, "ice40"), ("int8", "multiplier", 2, 3, 1, "ice40"),
     ) for form in [ProductForm(FORMATS[name], kind)]])
 def test_registers(form, lanes, pipeline, row, family, tmp_path):
     """An element with registers and strobes does in every cycle what the plain one does."""

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from nomul import area, fit
-from nomul.area import AreaError, Predictor, Sample, block_rams, load_predictor, load_sweep
+from nomul.area import ELEMENT_SUM_BITS, AreaError, Elements, Predictor, Sample, block_rams, load_predictor, load_sweep
 from nomul.estimate import estimate_network
 from nomul.fit import BOARDS, Board, FitError, config_toml, fit_board
 from nomul.inputs import load_shape
@@ -15,7 +15,8 @@ from nomul.shapes import network_shape
 from nomul_hw.config import ArrayConfig, ConfigError, MemoryConfig, load_config, parse_config
 from nomul_hw.families import FAMILIES, Cost
 from nomul_hw.formats import FORMATS, WeightFormat
-from nomul_sim.area_sweep import ACCELERATORS, ARRAYS
+from nomul_sim.area_sweep import ACCELERATORS, ARRAYS, ELEMENTS
+from nomul_sim.synthesis import synthesize_beside
 
 from .small import small_graph
 
@@ -23,10 +24,11 @@ SHAPE = network_shape(small_graph())
 
 
 def made_up(config: ArrayConfig) -> Sample:
-    """Costs that a sum of things explains: 9 LUTs a product, 2 a bit of sums, 1 a bit of words."""
+    """Costs that a sum of things explains: 9 LUTs a product, 2 a bit of sums, 1 a bit of words; 0.9 registers."""
     sums = sum(config.sum_bits(row) for row in range(config.rows)) * config.cols
     return Sample(config, {
-        "array": Cost(lut=9 * config.macs_per_cycle + 2 * sums, ff=4 * config.macs_per_cycle),
+        "array": Cost(lut=9 * config.macs_per_cycle + 2 * sums,
+                      ff=round(0.9 * area._array_ffs(config)[0])),
         "top": Cost(lut=config.act_word_bits + 100, ff=50),
         **({"window_unit": Cost(lut=20 * 9 * config.depth)} if config.memory.lines else {})})
 
@@ -34,7 +36,9 @@ def made_up(config: ArrayConfig) -> Sample:
 SWEEP = [made_up(ArrayConfig(fmt, rows, cols, lanes, memory=MemoryConfig(lines=lines)))
          for fmt in ("ternary", "exp4") for rows, lanes, cols, lines in
          ((4, 1, 4, 0), (8, 1, 4, 0), (4, 2, 8, 16), (2, 4, 4, 0), (8, 2, 8, 16))]
-PREDICTOR = Predictor("ecp5", SWEEP)
+PRODUCTS = [Sample(ArrayConfig(fmt, 1, 1, lanes), {"element": Cost(lut=ELEMENT_SUM_BITS + 9 * lanes)})
+            for fmt in ("ternary", "exp4") for lanes in (1, 4)]
+PREDICTOR = Predictor("ecp5", SWEEP, PRODUCTS)
 
 
 # Area ----------------------------------------------------------------------------------------------------------------
@@ -48,6 +52,15 @@ def test_sums_are_found():
     assert "window_unit" not in PREDICTOR.modules(ArrayConfig("ternary"))
     assert PREDICTOR.modules(ArrayConfig("ternary", memory=MemoryConfig(lines=8)))["window_unit"].lut > 0
     assert max(PREDICTOR.errors.worst.values()) < 0.1 and "LUT 0." in str(PREDICTOR.errors)
+
+
+def test_products_are_measured_or_like_what_was():
+    elements = Elements(PRODUCTS)
+    found = [elements.logic(ArrayConfig("exp4", 8, 8, lanes)) for lanes in (1, 2, 4, 8)]
+    assert found == pytest.approx([9, 18, 36, 72])
+    assert elements.logic(ArrayConfig("exp4", 8, 8, act_bits=4)) == pytest.approx(4.5, rel=0.2)
+    unknown = elements.logic(ArrayConfig("pot4z", 8, 8))
+    assert 4 < unknown < 18 and Elements([]).logic(ArrayConfig("pot4z", 8, 8)) == 0
 
 
 def test_no_cost_is_negative():
@@ -74,10 +87,10 @@ def test_block_rams_follow_from_sizes():
 
 def test_a_sweep_is_read_as_it_was_written(tmp_path):
     path = tmp_path / "sweep.json"
-    path.write_text(json_text({"family": "ecp5", "tool": "", "results": [
+    path.write_text(json_text({"family": "ecp5", "tool": "", **{key: [
         {"config": one.config.to_dict(), "modules": {name: asdict(cost) for name, cost in one.modules.items()}}
-        for one in SWEEP]}))
-    assert load_sweep(path) == tuple(SWEEP)
+        for one in samples] for key, samples in (("results", SWEEP), ("elements", PRODUCTS))}}))
+    assert load_sweep(path) == (tuple(SWEEP), tuple(PRODUCTS))
     path.write_text("{}")
     for wrong, message in ((path, "not a sweep"), (tmp_path / "none.json", "no such sweep; python -m nomul_sim")):
         with pytest.raises(AreaError, match=message):
@@ -92,6 +105,7 @@ def test_stored_sweeps():
     """All of a sweep is there, and predicted well enough to choose by."""
     for predictor in [load_predictor(name) for name in FAMILIES if area.sweep_path(name).exists()]:
         assert [one.config for one in predictor.samples] == [*ARRAYS, *ACCELERATORS]
+        assert [one.config for one in predictor.elements] == list(ELEMENTS)
         for one in predictor.samples:
             for kind in ("lut", "ff"):
                 truth = getattr(one.total, kind)
@@ -100,6 +114,19 @@ def test_stored_sweeps():
                 assert found == pytest.approx(truth, rel=0.25), (one.config.name, kind)
             if len(one.modules) > 1:
                 assert block_rams(one.config, predictor.family) == pytest.approx(one.total.bram, abs=2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", [pytest.param(name, marks=[pytest.mark.sweep] if name != "ecp5" else [])
+                                    for name in FAMILIES])
+def test_memories_of_a_machine_are_block_rams(family):
+    """All of them, the queue of a weight stream with them, on every family, as many as are predicted."""
+    memory = MemoryConfig(activations=512, weights=512, parameters=512, accumulators=512, layers=64, lines=64)
+    config = ArrayConfig("ternary", 4, 4, weights="stream", memory=memory)
+    found = synthesize_beside(config, family)
+    for name in ("bank_0", "bank_1", "weight_queue", "accumulator", "output", "sequencer", "window_unit"):
+        assert found.modules[name].bram > 0, name
+    assert found.total.bram == block_rams(config, family)
 
 
 # Fit -----------------------------------------------------------------------------------------------------------------

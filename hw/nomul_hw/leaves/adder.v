@@ -1,4 +1,5 @@
 // s = g(a, b) + f(b, c, d), where f and g are functions bit by bit; F and G hold their values for {d, c, b} and {b, a}.
+// With G = 0110, b is a sign: the same at all places.
 module nomul_adder_FAMILY #(
     parameter WIDTH = 1,
     parameter [7:0] F = 8'b0,
