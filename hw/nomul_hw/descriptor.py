@@ -18,7 +18,7 @@ from .planes import MAX_PLANES
 
 __all__ = ["ADDRESS_BITS", "CAUSES", "COUNTERS", "DESCRIPTOR", "DESCRIPTOR_WORDS", "HOST_BITS", "LOOPS", "Field",
            "LayerOp", "Opcode", "Target", "field_table", "pack", "parameter_fields", "parameter_values", "shift_stages",
-           "target_word_bits", "to_host_words", "unpack"]
+           "target_depth", "target_word_bits", "to_host_words", "unpack"]
 
 Int64Array = npt.NDArray[np.int64]
 
@@ -295,6 +295,24 @@ def target_word_bits(config: ArrayConfig, target: Target) -> int:
             return config.act_word_bits
         case _:
             return HOST_BITS
+
+
+def target_depth(config: ArrayConfig, target: Target) -> int:
+    """Words of a target: a command must not reach beyond them."""
+    memory = config.memory
+    match target:
+        case Target.PROGRAM:
+            return memory.layers * DESCRIPTOR_WORDS
+        case Target.PARAMETER:
+            return memory.parameters
+        case Target.WEIGHT:
+            return memory.weights
+        case Target.ACTIVATION_0 | Target.ACTIVATION_1:
+            return memory.activations
+        case Target.COUNTER:
+            return len(CAUSES)
+        case Target.IDENTITY:
+            return 2
 
 
 def field_table(fields: Iterable[Field]) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nomul_hw.config import ArrayConfig
-from nomul_hw.descriptor import CAUSES, DESCRIPTOR_WORDS, HOST_BITS, Opcode, Target, target_word_bits
+from nomul_hw.descriptor import CAUSES, DESCRIPTOR_WORDS, HOST_BITS, Opcode, Target, target_depth, target_word_bits
 
 from .compiler.input_packing import pack_input
 from .compiler.packing import pack_words, unpack_words
@@ -123,11 +123,13 @@ class StreamDevice:
         Raises
         ------
         DeviceError
-            If the program was compiled for another array, or the accelerator has another one built in.
+            If the program was compiled for another array, reaches beyond its memories, or the accelerator has another
+            one built in.
         """
         if program.config.hash != self.config.hash:
             raise DeviceError(f"the program was compiled for {program.config.name} ({program.config.identity:08x}), "
                               f"the device is {self.config.name} ({self.config.identity:08x}): compile it again")
+        _check_reach(program)
         if self._baked:
             if program.contents.identity != self._baked:
                 raise DeviceError(f"the device has the program {self._baked:08x} built in and cannot load another, "
@@ -332,6 +334,19 @@ def _differing(program: Program, before: Program | None) -> Iterator[tuple[Targe
         words = getattr(program, name)
         if len(words) and (before is None or not np.array_equal(words, getattr(before, name))):
             yield target, words
+
+
+def _check_reach(program: Program) -> None:
+    """Refuse a program whose commands would count beyond a memory: the hardware keeps no more bits than it needs."""
+    config = program.config
+    ends = [(target, len(words) // -(-target_word_bits(config, target) // HOST_BITS))
+            for target, words in _differing(program, None)]
+    ends += [(Target.PROGRAM, len(program.layers) * DESCRIPTOR_WORDS)]
+    ends += [(_bank(place.bank), place.address + place.words) for place in program.placements.values()]
+    for target, end in ends:
+        if end > (depth := target_depth(config, target)):
+            raise DeviceError(f"the program reaches word {end - 1:,} of {target.name}, which has {depth:,} words on "
+                              f"{config.name}: it is damaged")
 
 
 def _counters(cycles: Words) -> dict[str, int]:

@@ -339,7 +339,7 @@ def energy(estimate: "Estimate", model: EnergyModel | None = None, *, fit: bool 
     if estimate.model != "nomul" or estimate.host is None:
         raise EnergyError(f"Energy follows from what this machine moves, which the model {estimate.model} does not say")
     words: dict[str, int] = asdict(config.memory) if fit else {**asdict(config.memory), **estimate.memory}
-    layers = [(layer.name, layer.macs, layer.work) for layer in estimate.layers]
+    layers = [(layer.name, layer.macs, work) for layer, work in zip(estimate.layers, estimate.work, strict=True)]
     return Energy(config, tuple(LayerEnergy(name, macs, work, model.parts(work, config, words))
                                 for name, macs, work in (*layers, ("host", 0, estimate.host))))
 

@@ -42,14 +42,14 @@ class LayerEstimate:
         Multiply-accumulates of one sample, padding counted.
     counters : mapping of str to int
         Cycles by cause, the names of :data:`nomul_hw.descriptor.COUNTERS`.
-    work : Work
-        What is computed and moved; nothing where another machine's model counts.
+    descriptors : tuple of (mapping of str to int, int)
+        Descriptors, by their values, and how often each is run; none where another machine's model counts.
     """
 
     name: str
     macs: int
     counters: Mapping[str, int]
-    work: Work = field(default_factory=Work, kw_only=True)
+    descriptors: tuple[tuple[Mapping[str, int], int], ...] = field(default=(), kw_only=True, compare=False, repr=False)
 
     @property
     def cycles(self) -> int:
@@ -96,6 +96,12 @@ class Estimate:
     def accounting(self) -> dict[str, int]:
         """Cycles by cause over all layers; every entry but ``total`` adds up to ``total``."""
         return {name: sum(layer.counters[name] for layer in self.layers) for name in COUNTERS}
+
+    @cached_property
+    def work(self) -> tuple[Work, ...]:
+        """What each layer computes and moves. Only energy follows from it, so that it is counted when asked for."""
+        return tuple(sum((layer_work(self.config, values) * turns for values, turns in layer.descriptors), Work())
+                     for layer in self.layers)
 
     @property
     def cycles(self) -> int:
@@ -235,7 +241,8 @@ class _Sums:
         for layer in run.layers:
             so_far = self.layers[layer.name]
             counters = {cause: so_far.counters[cause] + turns * layer.counters[cause] for cause in COUNTERS}
-            self.layers[layer.name] = replace(so_far, counters=counters, work=so_far.work + layer.work * turns)
+            more = tuple((values, count * turns) for values, count in layer.descriptors)
+            self.layers[layer.name] = replace(so_far, counters=counters, descriptors=so_far.descriptors + more)
         assert run.host is not None
         self.host += run.host * turns
 
@@ -271,10 +278,10 @@ def _count(config: ArrayConfig, layers: Iterable[tuple[str, Mapping[str, int], i
     merged: dict[str, LayerEstimate] = {}
     cycles = run_cycles(config, [values for _, values, _ in strips], source)
     for (name, values, macs), counters in zip(strips, cycles, strict=True):
-        so_far, work = merged.get(name), layer_work(config, values)
-        if so_far is not None:
+        descriptors: tuple[tuple[Mapping[str, int], int], ...] = ((values, 1),)
+        if (so_far := merged.get(name)) is not None:
             macs += so_far.macs
             counters = {cause: count + so_far.counters[cause] for cause, count in counters.items()}
-            work += so_far.work
-        merged[name] = LayerEstimate(name, macs, counters, work=work)
+            descriptors = so_far.descriptors + descriptors
+        merged[name] = LayerEstimate(name, macs, counters, descriptors=descriptors)
     return tuple(merged.values())

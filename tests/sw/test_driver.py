@@ -1,6 +1,7 @@
 """The driver: what it refuses before a word is sent. What it sends is tested on the RTL, in tests/sim."""
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import pytest
 from nomul.compiler import compile_graph
 from nomul.driver import Device, DeviceError, StreamDevice
 from nomul_hw.config import ArrayConfig
-from nomul_hw.descriptor import Opcode, Target
+from nomul_hw.descriptor import DESCRIPTOR_WORDS, Opcode, Target, target_depth
 from tests.graphs import input_codes, random_graph
 
 
@@ -51,6 +52,31 @@ def test_refuses_a_program_for_another_array() -> None:
                f"({CONFIG.identity:08x}): compile it again")
     with pytest.raises(DeviceError, match=f"^{re.escape(message)}$"):
         device.run(compile_graph(graph, other), input_codes(graph, np.random.default_rng(2), 1))
+    assert len(transport.sent) == 1
+
+
+@pytest.mark.parametrize("target", [Target.PROGRAM, Target.WEIGHT, Target.ACTIVATION_1])
+def test_refuses_a_program_that_reaches_too_far(target: Target) -> None:
+    """The host port's counts wrap where the deepest memory ends: nothing must be sent."""
+    graph = random_graph(np.random.default_rng(1), fmt="ternary", act_bits=8, gain_terms=2)
+    program = compile_graph(graph, CONFIG)
+    depth = target_depth(CONFIG, target)
+    if target is Target.PROGRAM:
+        end = depth + DESCRIPTOR_WORDS
+        program = replace(program, layers=program.layers[:1] * (CONFIG.memory.layers + 1))
+    elif target is Target.WEIGHT:
+        end = depth + 1
+        program = replace(program, weights=np.zeros(end, dtype=np.uint32))
+    else:
+        end = depth + 2
+        place = replace(program.placements[graph.output], bank=1, address=depth + 1, words=1)
+        program = replace(program, placements={**program.placements, graph.output: place})
+    transport = Scripted(CONFIG, CONFIG.identity)
+    device = StreamDevice(transport)
+    message = (f"the program reaches word {end - 1:,} of {target.name}, which has {depth:,} words on ternary_4x4: it "
+               "is damaged")
+    with pytest.raises(DeviceError, match=f"^{message}$"):
+        device.run(program, input_codes(graph, np.random.default_rng(2), 1))
     assert len(transport.sent) == 1
 
 

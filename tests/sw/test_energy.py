@@ -114,7 +114,7 @@ def test_counts_are_those_of_the_hardware(make, config, monkeypatch):
     transport = PythonTransport(config, source=WeightSource([1]) if config.weights == "stream" else None)
     probe.watch(transport, built[0])
     StreamDevice(transport).run(program, input_codes(program.graph, rng, 1))
-    total = sum((layer.work for layer in estimate(program).layers), Work())
+    total = sum(estimate(program).work, Work())
     found = probe.counts
     if make is windows:
         ops = {layer.values["op"] for layer in program.layers}
@@ -140,14 +140,14 @@ def test_pieces_add_up():
     schedule = estimate_network(shape, small)
     assert schedule.runs is not None and schedule.host.host == 32 * schedule.host_words
     compiled = import_module("nomul.compiler").compile_network(program.graph, small).estimate()
-    assert [layer.work for layer in compiled.layers] == [layer.work for layer in schedule.layers]
+    assert compiled.work == schedule.work
     # Programs that follow each other may share weights: only those at hand tell.
     assert replace(compiled.host, host=0) == replace(schedule.host, host=0)
     assert compiled.host.host == 32 * compiled.host_words <= schedule.host.host
     whole = program.estimate()
-    assert [layer.work for layer in estimate_network(shape, CONFIG).layers] == [layer.work for layer in whole.layers]
+    assert estimate_network(shape, CONFIG).work == whole.work
     # Pieces do the network's products and write its tensors once; inputs and outputs of pieces go to the host and back.
-    assert sum(layer.work.products for layer in schedule.layers) >= sum(layer.work.products for layer in whole.layers)
+    assert sum(work.products for work in schedule.work) >= sum(work.products for work in whole.work)
     assert schedule.host.activation_writes > whole.host.activation_writes
 
 

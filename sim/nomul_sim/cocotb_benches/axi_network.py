@@ -12,7 +12,7 @@ from nomul.files import load_program
 
 from ..random_nodes import Case
 from .axi import check
-from .bus import BENCH_INPUTS, BENCH_PROGRAM, start
+from .bus import BENCH_INPUTS, BENCH_PAUSE, BENCH_PROGRAM, start
 
 
 @cocotb.test()
@@ -20,7 +20,8 @@ async def network(dut: Any) -> None:
     """Some samples; weights come late."""
     program = load_program(Path(os.environ[BENCH_PROGRAM]))
     assert isinstance(program, Program)
-    host = await start(dut, seed=8)
-    host.delay_weights(0.3)
+    pause = float(os.environ[BENCH_PAUSE])
+    host = await start(dut, pause, seed=8)
+    host.delay_weights(max(0.3, pause))
     case = Case(program.graph, np.load(os.environ[BENCH_INPUTS]))
     await check(host, await host.device(), case, program)

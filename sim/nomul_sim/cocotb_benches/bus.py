@@ -35,8 +35,8 @@ from nomul_hw.timing import WeightSource
 
 from .runner import BENCH_CONFIG
 
-__all__ = ["BENCH_INPUTS", "BENCH_PROGRAM", "BENCH_TOP", "CONFIG", "Host", "MemoryHost", "StreamHost", "Trace", "Words",
-           "reset", "start"]
+__all__ = ["BENCH_INPUTS", "BENCH_PAUSE", "BENCH_PROGRAM", "BENCH_TOP", "CONFIG", "Host", "MemoryHost", "StreamHost",
+           "Trace", "Words", "reset", "start"]
 
 Words = npt.NDArray[np.uint32]
 
@@ -46,8 +46,9 @@ Dut = Any
 #: Environment variable that tells a bench which top it has.
 BENCH_TOP = "NOMUL_BENCH_TOP"
 
-#: Environment variables with the folder of a program, and the file of the codes to run it on.
-BENCH_PROGRAM, BENCH_INPUTS = "NOMUL_BENCH_PROGRAM", "NOMUL_BENCH_INPUTS"
+#: Environment variables with the folder of a program, the file of the codes to run it on, and how often all channels
+#: pause meanwhile, 0..1.
+BENCH_PROGRAM, BENCH_INPUTS, BENCH_PAUSE = "NOMUL_BENCH_PROGRAM", "NOMUL_BENCH_INPUTS", "NOMUL_BENCH_PAUSE"
 
 CONFIG = ArrayConfig.from_dict(json.loads(os.environ[BENCH_CONFIG]))
 
