@@ -15,6 +15,7 @@ from typing import Any
 from nomul.area import AreaError, block_rams, load_predictor
 from nomul.compiler import Program, compile_network
 from nomul.files import save_program
+from nomul.fit import config_toml
 from nomul.graph import Graph
 from nomul.report import build_table, json_text, text_of
 from nomul.selftest import self_test
@@ -34,7 +35,7 @@ from .vivado import write_project
 __all__ = ["Build", "build"]
 
 #: What a folder may hold, beside bitstreams, to be replaced.
-_WRITTEN = ("program.nomul", "project", "report.json", "report.txt", "verilog")
+_WRITTEN = ("array.toml", "program.nomul", "project", "report.json", "report.txt", "verilog")
 
 #: Of a project's folder, what nobody needs afterwards: netlists as large as the chip.
 _BULKY = ("top.json", "top.syn.json", "top.pnr.json", "placed.json", "report.json", "top.config", "top.asc", "top.svf")
@@ -114,9 +115,9 @@ def build(board: Board, network: Graph, folder: str | Path, *, config: ArrayConf
           selftest: bool = False, progress: Callable[[str], None] | None = None) -> Build:
     """Build a bitstream and a network's program for it.
 
-    In the folder, which is made whole or not at all: the bitstream, ``program.nomul``, ``report.json`` and
-    ``report.txt``, ``verilog`` (what `nomul generate` writes) and ``project`` (constraints, scripts and logs of the
-    tools).
+    In the folder, which is made whole or not at all: the bitstream, ``program.nomul``, ``array.toml`` to compile other
+    networks for, ``report.json`` and ``report.txt``, ``verilog`` (what `nomul generate` writes) and ``project``
+    (constraints, scripts and logs of the tools).
 
     Parameters
     ----------
@@ -191,6 +192,7 @@ def build(board: Board, network: Graph, folder: str | Path, *, config: ArrayConf
         for bulky in _BULKY:
             (work / "project" / bulky).unlink(missing_ok=True)
         save_program(program, work / "program.nomul")
+        (work / "array.toml").write_text(config_toml(array), encoding="utf-8")
         (work / "report.txt").write_text(text_of(build_table(result)), encoding="utf-8")
         (work / "report.json").write_text(json_text(result.to_dict()), encoding="utf-8")
         _move(work, folder, Path(scratch) / "old")

@@ -16,6 +16,7 @@ from nomul_boards import placing, tools
 from nomul_boards.boards import BOARDS
 from nomul_boards.build import build
 from nomul_boards.errors import BuildError
+from nomul_hw.config import load_config
 from nomul_hw.pnr import Hop, Route, Routing
 from nomul_hw.verilog import Generated
 from tests.sw.small import CONFIG, CONFIG_TOML, small_graph, small_program
@@ -81,11 +82,11 @@ def test_what_is_written(network, placed, tmp_path):
     assert done.exit_code == 0, done.stderr
     document = json.loads(done.stdout)
     assert sorted(path.name for path in out.iterdir()) == [
-        "program.nomul", "project", "report.json", "report.txt", "ulx3s-85f.bit", "verilog"]
+        "array.toml", "program.nomul", "project", "report.json", "report.txt", "ulx3s-85f.bit", "verilog"]
     assert (out / "ulx3s-85f.bit").read_bytes() == b"bits"
     assert not (out / "project" / "placed.json").exists()
     program = load_program(out / "program.nomul")
-    assert program.config == CONFIG
+    assert program.config == CONFIG == load_config(out / "array.toml")
     report = json.loads((out / "report.json").read_text())
     assert report["clock_mhz"] == 50 and report["met"] and report["cycles"] == program.estimate().cycles
     assert report["routing"]["used"] == {"TRELLIS_COMB": [1000, 83640]}
