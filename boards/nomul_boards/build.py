@@ -15,6 +15,7 @@ from typing import Any
 from nomul.area import AreaError, block_rams, load_predictor
 from nomul.compiler import Program, compile_network
 from nomul.files import save_program
+from nomul.fit import config_toml
 from nomul.graph import Graph
 from nomul.report import build_table, json_text, text_of
 from nomul.selftest import self_test
@@ -24,7 +25,7 @@ from nomul_hw.contents import Contents
 from nomul_hw.pnr import Routing
 from nomul_hw.verilog import Bus, generate
 
-from .boards import Board
+from .boards import BOARDS, Board
 from .errors import BuildError
 from .placing import check_tools, place
 from .pll import make_pll
@@ -33,8 +34,8 @@ from .vivado import write_project
 
 __all__ = ["Build", "build"]
 
-#: What a folder must hold to be replaced.
-_MARK = "report.json"
+#: What a folder may hold, beside bitstreams, to be replaced.
+_WRITTEN = ("array.toml", "program.nomul", "project", "report.json", "report.txt", "verilog")
 
 #: Of a project's folder, what nobody needs afterwards: netlists as large as the chip.
 _BULKY = ("top.json", "top.syn.json", "top.pnr.json", "placed.json", "report.json", "top.config", "top.asc", "top.svf")
@@ -114,9 +115,9 @@ def build(board: Board, network: Graph, folder: str | Path, *, config: ArrayConf
           selftest: bool = False, progress: Callable[[str], None] | None = None) -> Build:
     """Build a bitstream and a network's program for it.
 
-    In the folder, which is made whole or not at all: the bitstream, ``program.nomul``, ``report.json`` and
-    ``report.txt``, ``verilog`` (what `nomul generate` writes) and ``project`` (constraints, scripts and logs of the
-    tools).
+    In the folder, which is made whole or not at all: the bitstream, ``program.nomul``, ``array.toml`` to compile other
+    networks for, ``report.json`` and ``report.txt``, ``verilog`` (what `nomul generate` writes) and ``project``
+    (constraints, scripts and logs of the tools).
 
     Parameters
     ----------
@@ -191,8 +192,9 @@ def build(board: Board, network: Graph, folder: str | Path, *, config: ArrayConf
         for bulky in _BULKY:
             (work / "project" / bulky).unlink(missing_ok=True)
         save_program(program, work / "program.nomul")
+        (work / "array.toml").write_text(config_toml(array), encoding="utf-8")
         (work / "report.txt").write_text(text_of(build_table(result)), encoding="utf-8")
-        (work / _MARK).write_text(json_text(result.to_dict()), encoding="utf-8")
+        (work / "report.json").write_text(json_text(result.to_dict()), encoding="utf-8")
         _move(work, folder, Path(scratch) / "old")
     return result
 
@@ -214,8 +216,10 @@ def _check_replaceable(folder: Path) -> None:
     """Find out before the work whether the folder may be written."""
     if folder.exists() and not folder.is_dir():
         raise BuildError(f"{folder}: is not a folder")
-    if folder.exists() and any(folder.iterdir()) and not (folder / _MARK).is_file():
-        raise BuildError(f"{folder}: is not what `nomul build` wrote: remove it or choose another folder")
+    bitstreams = {f"{board.name}.{board.suffix}" for board in BOARDS.values()}
+    for entry in sorted(folder.iterdir()) if folder.exists() else ():
+        if entry.name not in _WRITTEN and entry.name not in bitstreams:
+            raise BuildError(f"{folder}: is not what `nomul build` wrote (it has {entry.name}): choose another folder")
 
 
 def _move(new: Path, folder: Path, old: Path) -> None:

@@ -8,6 +8,8 @@ import json
 import re
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from math import floor
 from pathlib import Path
 from typing import Any
 
@@ -117,18 +119,17 @@ def place(board: Board, top: BoardTop, files: Mapping[str, str], folder: Path, *
             given = himbaechel_options(given) if board.family == "gowin" else given
             _run(find_tool(name), [*given, "--seed", str(seed)], folder,
                  lambda step, seed=seed: progress(f"seed {seed}: {step}"))  # type: ignore[misc]
-            report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
-            achieved = min(domain["achieved"] for domain in report["fmax"].values())
-            clocks[seed] = round(achieved, 2)
-            progress(f"seed {seed}: {achieved:.1f} MHz")
-            if best is None or clocks[seed] > best.fmax:
-                best = _routing(board, report, folder / placed_file, instances, [name, *given, "--seed", str(seed)])
-            if achieved >= clock:
+            placed = _routing(board, folder, placed_file, instances, [name, *given, "--seed", str(seed)], seed)
+            clocks[seed] = placed.fmax
+            progress(f"seed {seed}: {placed.fmax:.1f} MHz")
+            if best is None or placed.fmax > best.fmax:
+                best = placed
+            if placed.fmax >= clock:  # what is packed is the latest placement
                 break
     except SynthesisError as error:
-        raise BuildError(f"{board.title}: {error}") from None
+        raise BuildError(_too_much(folder / "top.tim", board) or f"{board.title}: {error}") from None
     assert best is not None
-    best = Routing(**{**vars(best), "clocks": dict(clocks)})
+    best = replace(best, clocks=clocks)
     if best.fmax < clock:
         return best, None
     for tool, *given in packing:
@@ -138,6 +139,15 @@ def place(board: Board, top: BoardTop, files: Mapping[str, str], folder: Path, *
         else:
             run_tool(tool, given, folder)
     return best, folder / f"top.{board.suffix}"
+
+
+def _too_much(log: Path, board: Board) -> str:
+    """What a design takes more of than the chip has, by nextpnr's own count; empty if that was not the reason."""
+    said = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
+    counts = [(name, int(used), int(available)) for name, used, available in
+              re.findall(r"^Info:\s+(\w+): *(\d+)/ *(\d+) ", said, re.MULTILINE)]
+    over = [f"{used:,} of {available:,} {name}" for name, used, available in counts if used > available]
+    return f"the design does not fit {board.chip}: it takes {', '.join(over)}" if over else ""
 
 
 def _accelerator(verilog: str, module: str) -> str:
@@ -172,9 +182,12 @@ def _keep_names(verilog: str, module: str, inner: str) -> list[str]:
             "flatten", *([f"rename -hide {' '.join(inputs)}"] if inputs else [])]
 
 
-def _routing(board: Board, report: dict[str, Any], placed_file: Path, instances: set[str],
-             command: Sequence[str]) -> Routing:
+def _routing(board: Board, folder: Path, placed_file: str, instances: set[str], command: Sequence[str],
+             seed: int) -> Routing:
     """What nextpnr reports, by the accelerator's modules."""
+    report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    placed = json.loads((folder / placed_file).read_text(encoding="utf-8"))
+
     def shorter(name: str) -> str:
         """A cell of the accelerator, without the module around it."""
         return name.replace(f"{MACHINE}.accelerator.", "accelerator.", 1)
@@ -184,11 +197,9 @@ def _routing(board: Board, report: dict[str, Any], placed_file: Path, instances:
             for end in ("from", "to"):
                 step[end]["cell"] = shorter(step[end]["cell"])
     used = {name: (cells["used"], cells["available"]) for name, cells in report["utilization"].items() if cells["used"]}
-    placed = json.loads(placed_file.read_text(encoding="utf-8"))
     module = next(iter(placed["modules"].values()))
     module["cells"] = {shorter(name): cell for name, cell in module["cells"].items()}
     rows = {BOARD if name == HARNESS else name: cells for name, cells in _by_module(placed, used, instances).items()}
-    family = board.family
-    return Routing(board.chip, "", "", (yosys_version(), nextpnr_version(family)), " ".join(command),
-                   {0: round(min(domain["achieved"] for domain in report["fmax"].values()), 2)},
-                   _slowest(report, instances), used, rows)
+    achieved = min(domain["achieved"] for domain in report["fmax"].values())
+    return Routing(board.chip, "", "", (yosys_version(), nextpnr_version(board.family)), " ".join(command),
+                   {seed: floor(achieved * 100) / 100}, _slowest(report, instances), used, rows)

@@ -25,11 +25,11 @@ class BoardTop(Elaboratable):  # type: ignore[misc]
     board : Board
         Where it is.
     module : str
-        Its module, whose ports are ``clk``, ``rst`` and those of ``ports``.
+        Its module, with the ports ``clk``, ``rst`` and ``led``.
     pll : bool
         Whether a module ``pll`` makes it of the board's clock; else it is that clock.
     serial : bool
-        Whether the module has a serial line, ``rx`` and ``tx``.
+        Whether it has a serial line, ``rx`` and ``tx``, too.
     """
 
     def __init__(self, board: Board, module: str, *, pll: bool, serial: bool = True):

@@ -9,16 +9,17 @@ import pytest
 from typer.testing import CliRunner
 
 from nomul.cli import app
-from nomul.files import load_program, save_graph
+from nomul.files import load_program, save_graph, save_program
 from nomul_boards import boards as boards_module
 from nomul_boards import build as build_module
 from nomul_boards import placing, tools
 from nomul_boards.boards import BOARDS
 from nomul_boards.build import build
 from nomul_boards.errors import BuildError
+from nomul_hw.config import load_config
 from nomul_hw.pnr import Hop, Route, Routing
 from nomul_hw.verilog import Generated
-from tests.sw.small import CONFIG, CONFIG_TOML, small_graph
+from tests.sw.small import CONFIG, CONFIG_TOML, small_graph, small_program
 
 
 def run(*arguments):
@@ -81,11 +82,11 @@ def test_what_is_written(network, placed, tmp_path):
     assert done.exit_code == 0, done.stderr
     document = json.loads(done.stdout)
     assert sorted(path.name for path in out.iterdir()) == [
-        "program.nomul", "project", "report.json", "report.txt", "ulx3s-85f.bit", "verilog"]
+        "array.toml", "program.nomul", "project", "report.json", "report.txt", "ulx3s-85f.bit", "verilog"]
     assert (out / "ulx3s-85f.bit").read_bytes() == b"bits"
     assert not (out / "project" / "placed.json").exists()
     program = load_program(out / "program.nomul")
-    assert program.config == CONFIG
+    assert program.config == CONFIG == load_config(out / "array.toml")
     report = json.loads((out / "report.json").read_text())
     assert report["clock_mhz"] == 50 and report["met"] and report["cycles"] == program.estimate().cycles
     assert report["routing"]["used"] == {"TRELLIS_COMB": [1000, 83640]}
@@ -124,6 +125,14 @@ def test_choices(network, placed, tmp_path):
     assert "--baud 115200" in done.stdout
 
 
+def test_a_program_for_another_array(placed, tmp_path):
+    program = save_program(small_program(), tmp_path / "program.nomul")
+    (tmp_path / "array.toml").write_text(CONFIG_TOML.replace("layers = 4", "layers = 8"))
+    done = run("ulx3s-85f", program, "--out", tmp_path / "out", "--config", tmp_path / "array.toml")
+    assert done.exit_code == 0, done.stderr
+    assert load_program(tmp_path / "out" / "program.nomul").config.memory.layers == 8
+
+
 def test_self_test(network, placed, tmp_path):
     out = tmp_path / "out"
     done = run("tang-nano-9k", network, "--out", out, "--selftest")
@@ -142,7 +151,7 @@ def test_mistakes(network, placed, tmp_path):
         (["ulx3s-85f"], "give a board and a network, or --list"),
         (["ulx4s", network], "there is no board 'ulx4s'; there are ulx3s-85f, "),
         (["ulx3s-85f", tmp_path / "nothing"], "nothing: "),
-        (["ulx3s-85f", network, "-o", tmp_path / "other"], "other: is not what `nomul build` wrote"),
+        (["ulx3s-85f", network, "-o", tmp_path / "other"], "is not what `nomul build` wrote (it has mine.txt)"),
         (["ulx3s-85f", network, "-o", tmp_path / "file"], "file: is not a folder"),
         (["ulx3s-85f", network, "--clock", "fast"], "a clock is a frequency"),
         (["icebreaker", network, "--baud", "9600", "--selftest"], "--baud goes with a serial line"),

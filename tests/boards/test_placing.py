@@ -8,9 +8,11 @@ import pytest
 
 from nomul_boards import placing
 from nomul_boards.boards import BOARDS
+from nomul_boards.errors import BuildError
 from nomul_boards.placing import place
 from nomul_boards.top import BoardTop
 from nomul_hw.pnr import Hop
+from nomul_hw.synth import SynthesisError
 
 #: A machine in a bus, as `nomul generate` writes them.
 VERILOG = """\
@@ -123,3 +125,18 @@ def test_gowin_speaks_to_himbaechel(tools, tmp_path):
     assert ["--vopt", "family=GW1N-9C"] == list(given[given.index("--vopt"):][:2])
     assert "--family" not in given and "--cst" not in given and "cst=top.cst" in given
     assert given.count("--write") == 1
+
+
+def test_what_does_not_fit(tools, tmp_path, monkeypatch):
+    def fail(program, given, folder, tell):
+        (folder / "top.tim").write_text("Info: Device utilisation:\n"
+                                        "Info: \t         ICESTORM_LC:    5579/   5280   105%\n"
+                                        "Info: \t        ICESTORM_RAM:      22/     30    73%\n")
+        raise SynthesisError("nextpnr: ERROR: Failed to expand region")
+
+    monkeypatch.setattr(placing, "_run", fail)
+    with pytest.raises(BuildError, match=r"^the design does not fit iCE40UP5K: it takes 5,579 of 5,280 ICESTORM_LC$"):
+        run("icebreaker", tmp_path)
+    monkeypatch.setattr(placing, "_too_much", lambda log, board: "")
+    with pytest.raises(BuildError, match=r"^iCEBreaker: nextpnr: ERROR: Failed to expand region$"):
+        run("icebreaker", tmp_path / "again")

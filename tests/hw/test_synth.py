@@ -66,6 +66,11 @@ def test_a_multiplier_is_seen():
     assert result.array == Cost() and result.overhead == float("inf")
 
 
+def test_what_is_left_out_is_not_counted():
+    result = synthesize(MULTIPLIER, "top", left_out=("buf",))
+    assert result.modules == {TOP: Cost(lut=17, carry=16)}
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_maps_everything(family):
     """Shifters, adders, registers with resets and enables, a block RAM; and a multiplier is seen."""

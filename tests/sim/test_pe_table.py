@@ -1,12 +1,13 @@
 """The table of elements: what is in the documentation is what is measured, and keeps what it promises."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from nomul_hw.synth import SynthesisError, yosys_version
-from nomul_sim.pe_table import ELEMENTS, main, measure
+from nomul_sim.pe_table import ELEMENTS, Measured, _document, main, measure
 
 STORED = json.loads((Path(__file__).parents[2] / "docs" / "pe_table.json").read_text(encoding="utf-8"))
 ROWS = {(row["element"], row["family"], row["lanes"]): row for row in STORED["elements"]}
@@ -29,6 +30,19 @@ def test_stored_is_measured():
         row = ROWS[name, "ecp5", 1]
         found = measure(NAMED[name], "ecp5", 1, column=False)
         assert (found.lut, found.carry, found.ff) == (row["lut"], row["carry"], row["ff"])
+
+
+def test_what_else_is_in_a_file_stays(tmp_path):
+    path = tmp_path / "table.json"
+    ternary = Measured("ternary", "ecp5", 1, 24, 24, 38)
+    first = [replace(ternary, column_lut=12, fmax={0: 300.0}), Measured("pot4", "ecp5", 1, 43)]
+    path.write_text(_document(first))
+    again = [ternary, Measured("pot4", "ecp5", 1, 42), Measured("pot4", "ice40", 8, 50)]
+    rows = json.loads(_document(again, path))["elements"]
+    assert [(row["element"], row["family"], row["lut"], row["column_lut"], row["fmax"]) for row in rows] == [
+        ("ternary", "ecp5", 24, 12, {"0": 300.0}), ("pot4", "ecp5", 42, 0, {}), ("pot4", "ice40", 50, 0, {})]
+    path.write_text(path.read_text().replace("Yosys", "Other"))
+    assert len(json.loads(_document(again[:1], path))["elements"]) == 1
 
 
 def test_cells_need_a_library(tmp_path, monkeypatch):
