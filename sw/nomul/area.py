@@ -43,10 +43,10 @@ SHAPES: Mapping[str, tuple[tuple[int, int], ...]] = {
 }
 
 #: Memories of no more bits than this are made of LUTs.
-SMALL_MEMORY = 2048
+SMALL_MEMORY = 2500
 
-#: Passes of the fit over its coefficients.
-PASSES = 4000
+#: Bits that a block RAM, at its widest, can write by themselves; those of iCE40 any bit.
+WRITABLE = 9
 
 
 class AreaError(ValueError):
@@ -179,9 +179,10 @@ def _array_ffs(config: ArrayConfig) -> list[float]:
 
 def _output(config: ArrayConfig) -> list[float]:
     lanes, bits = config.requantize_lanes, config.requantize_bits
-    chunks = max(config.column_chunks, config.word_chunks)
-    return [lanes * bits, lanes * bits * config.gain_terms, lanes * (chunks - 1) * config.acc_bits,
-            lanes * config.act_bits, log2(config.memory.activations), 1]
+    chosen = lanes * ((config.column_chunks - 1) * config.acc_bits + (config.word_chunks - 1) * config.channel_bits)
+    parameters = config.memory.parameters * target_word_bits(config, Target.PARAMETER)
+    return [lanes * bits, lanes * bits * config.gain_terms, chosen, bool(chosen),
+            parameters * (parameters <= SMALL_MEMORY), 1]
 
 
 def _accumulator(config: ArrayConfig) -> list[float]:
@@ -222,10 +223,14 @@ def block_rams(config: ArrayConfig, family: str) -> int:
     """
     memory, word, parts, shapes = config.memory, config.act_word_bits, config.word_chunks, SHAPES[family]
 
-    def count(depth: int, width: int, shapes: Sequence[tuple[int, int]]) -> int:
-        if depth * width <= SMALL_MEMORY:
+    def count(depth: int, width: int, shapes: Sequence[tuple[int, int]], parts: int = 1) -> int:
+        """Of a memory whose parts are written by themselves, in blocks of their own or side by side in one."""
+        if depth * width * parts <= SMALL_MEMORY:
             return 0
-        return min(-(-depth // words) * -(-width // bits) for words, bits in shapes)
+        *_, (words, bits) = shapes
+        room = width if family == "ice40" else -(-width // WRITABLE) * WRITABLE
+        return min(-(-depth // words) * -(-parts * room // bits),
+                   *(-(-depth // words) * -(-width // bits) * parts for words, bits in shapes))
 
     copies = 2 if memory.lines and family == "ice40" else 1
     banks = shapes[:-1] if memory.lines and family != "ice40" else shapes
@@ -233,7 +238,7 @@ def block_rams(config: ArrayConfig, family: str) -> int:
     others = [(memory.weights, config.weight_word_bits), (memory.parameters, parameter),
               (memory.accumulators, config.cols * config.acc_bits), (memory.layers * DESCRIPTOR_WORDS, HOST_BITS),
               *[(memory.lines, word)] * (4 * bool(memory.lines))]
-    return (2 * parts * copies * count(memory.activations, word // parts, banks)
+    return (2 * copies * count(memory.activations, word // parts, banks, parts)
             + sum(count(depth, width, shapes) for depth, width in others))
 
 
@@ -241,19 +246,27 @@ def block_rams(config: ArrayConfig, family: str) -> int:
 
 
 def _nonnegative(matrix: Float64Array, wanted: Float64Array) -> Float64Array:
-    """Least squares without negative coefficients, by coordinates."""
+    """Least squares without negative coefficients: Lawson and Hanson, Solving Least Squares Problems (1974), 23."""
     scale = np.sqrt(np.square(matrix).sum(axis=0))
     scale[scale == 0] = 1.0
-    scaled = matrix / scale
-    gram, cross = scaled.T @ scaled, scaled.T @ wanted
-    found = np.zeros(matrix.shape[1])
-    for _ in range(PASSES):
-        before = found.copy()
-        for at in range(len(found)):
-            if gram[at, at]:
-                found[at] = max(0.0, found[at] + (cross[at] - gram[at] @ found) / gram[at, at])
-        if np.abs(found - before).max() <= 1e-9 * max(1.0, np.abs(found).max()):
+    matrix = matrix / scale
+    found, free = np.zeros(matrix.shape[1]), np.zeros(matrix.shape[1], dtype=bool)
+    enough = 1e-9 * max(1.0, float(np.abs(matrix.T @ wanted).max(initial=0.0)))
+    for _ in range(3 * len(found)):
+        gain = np.where(free, 0.0, matrix.T @ (wanted - matrix @ found))
+        if gain.max(initial=0.0) <= enough:
             break
+        free[gain.argmax()] = True
+        while True:
+            best = np.zeros(len(found))
+            best[free] = np.linalg.lstsq(matrix[:, free], wanted, rcond=None)[0]
+            below = free & (best <= 0)
+            if not below.any():
+                break
+            step = (found[below] / np.maximum(found[below] - best[below], 1e-30)).min()  # up to the first that ends
+            found = found + step * (best - found)
+            free &= found > 1e-12
+        found = best
     return np.asarray(found / scale)
 
 
