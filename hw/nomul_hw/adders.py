@@ -4,7 +4,8 @@ The plain form, ``psum + product``, is what :mod:`nomul_hw.pe` writes when it kn
 makes three things of it that it need not be: logic in front of carry chains whose own LUTs have inputs to spare,
 compressors instead of a carry chain per sum, and inversions where they do not merge with anything. So for a family
 whose :class:`~nomul_hw.fabric.Fabric` is known, sums are made of a leaf module, ``nomul_adder_<family>``, that
-instantiates the family's carry cells and has a second text for simulators: ``leaves/<family>.v``.
+instantiates the family's carry cells and has a second text for simulators: ``leaves/adder.v``, around the cells in
+``leaves/<family>.v``.
 
 A leaf adds two vectors that are functions of others, bit by bit:
 
@@ -17,6 +18,7 @@ a ternary weight; on Xilinx' 7 series, with four, besides the sign and the gate;
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import resources
 from typing import Any
 
 from amaranth.hdl import Cat, Const, Instance, Module, Mux, Signal
@@ -24,7 +26,7 @@ from amaranth.hdl import Cat, Const, Instance, Module, Mux, Signal
 from .fabric import FABRICS
 from .product import ProductForm, Term
 
-__all__ = ["ADDER", "Factor", "choose", "fabric_sum", "factors", "fields", "multiple_bits", "odd_part"]
+__all__ = ["ADDER", "Factor", "choose", "fabric_sum", "factors", "fields", "leaf", "multiple_bits", "odd_part"]
 
 #: Name of the leaf modules, less the family.
 ADDER = "nomul_adder_"
@@ -38,6 +40,13 @@ _PLAIN, _SIGN, _MUX, _OTHER_SIGN = (
 
 #: Truth tables of ``g``, a bit for each value of ``{b, a}``: a, and a inverted by b.
 _LEFT, _LEFT_SIGN = 0b1010, 0b0110
+
+
+def leaf(family: str) -> str:
+    """Verilog of a family's leaf module."""
+    texts = resources.files(__package__).joinpath("leaves")
+    module, cells = (texts.joinpath(name).read_text(encoding="utf-8") for name in ("adder.v", f"{family}.v"))
+    return module.replace("FAMILY", family).replace("CELLS\n", cells)
 
 
 # Parts of a product ----------------------------------------------------------------------------------------------

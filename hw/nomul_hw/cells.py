@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from .synth import TOP, SynthesisError, run_yosys, top_instances, yosys_version
+from .synth import TOP, SynthesisError, apart, run_yosys, top_instances
 
 __all__ = ["CellArea", "CellSynthesis", "find_liberty", "synthesize_cells"]
 
@@ -120,7 +120,6 @@ def synthesize_cells(verilog: str, top: str, liberty: Path) -> CellSynthesis:
     SynthesisError
         If Yosys is missing or fails, or the library cannot be read or has no NAND of two inputs.
     """
-    version = yosys_version()
     try:
         library = liberty.read_text(encoding="utf-8", errors="replace")
     except OSError as error:
@@ -131,19 +130,15 @@ def synthesize_cells(verilog: str, top: str, liberty: Path) -> CellSynthesis:
         raise SynthesisError(f"{liberty}: has no cell of a NAND of two inputs")
     name = re.search(r"\blibrary\s*\(\s*\"?([\w.-]+)", library)
     instances = top_instances(verilog, top)
-    kept = " ".join(sorted(set(instances.values())))
     bodies = dict(re.findall(r"^module (\w+)(.*?)^endmodule", verilog, re.MULTILINE | re.DOTALL))
     memories = {module: bits for module, body in bodies.items() if (bits := _memory_bits(body))}
     file = f'"{liberty.absolute().as_posix()}"'
-    stat = json.loads(run_yosys([
-        f"hierarchy -top {top}",
-        *([f"setattr -mod -set keep_hierarchy 1 {kept}"] if kept else []),
-        *([f"blackbox {' '.join(sorted(memories))}"] if memories else []),
-        "rename -hide w:*", "flatten", "rename -hide w:*",
+    stat, version = run_yosys([
+        *apart(top, instances.values(), memories),
         f"synth -top {top}", f"dfflibmap -liberty {file}", f"abc -liberty {file}", "opt_clean -purge",
         "tee -q -o result stat -json",
-    ], verilog))["modules"]
-    found = {module.removeprefix("\\"): counted for module, counted in stat.items()}
+    ], verilog)
+    found = {module.removeprefix("\\"): counted for module, counted in json.loads(stat)["modules"].items()}
 
     def area(module: str) -> CellArea:
         total = CellArea(memory=memories.get(module, 0))

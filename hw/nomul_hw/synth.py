@@ -10,16 +10,15 @@ import re
 import subprocess
 import tempfile
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from .families import FAMILIES, Cost, Family
-from .lint import find_yosys
+from .lint import Tool, find_yosys
 
-__all__ = ["TOP", "Synthesis", "SynthesisError", "run_yosys", "synthesize", "top_instances",
-           "yosys_version"]
+__all__ = ["TOP", "Synthesis", "SynthesisError", "apart", "run_yosys", "synthesize", "top_instances", "yosys_version"]
 
 #: Row of what belongs to the top module itself.
 TOP = "top"
@@ -86,6 +85,14 @@ class Synthesis:
                    {name: Cost(**cost) for name, cost in data["modules"].items()})
 
 
+def _yosys() -> Tool:
+    """The Yosys that there is."""
+    found = find_yosys()
+    if found is None:
+        raise SynthesisError("synthesis needs Yosys, which is not installed: pip install 'nomul[synth]'")
+    return found
+
+
 def yosys_version() -> str:
     """Name the Yosys that :func:`synthesize` runs.
 
@@ -94,10 +101,7 @@ def yosys_version() -> str:
     SynthesisError
         If there is none.
     """
-    found = find_yosys()
-    if found is None:
-        raise SynthesisError("synthesis needs Yosys, which is not installed: pip install 'nomul[synth]'")
-    return found.version
+    return _yosys().version
 
 
 def synthesize(verilog: str, top: str, family: str = "ecp5", options: str = "") -> Synthesis:
@@ -123,17 +127,11 @@ def synthesize(verilog: str, top: str, family: str = "ecp5", options: str = "") 
     """
     if family not in FAMILIES:
         raise ValueError(f"family must be one of {', '.join(FAMILIES)}, not {family!r}")
-    version, chips = yosys_version(), FAMILIES[family]
-    instances = top_instances(verilog, top)
-    kept = " ".join(sorted(set(instances.values())))
-    passes = [
-        f"hierarchy -top {top}",  # not yet checked: a family's own cells are unknown until its synthesis begins
-        *([f"setattr -mod -set keep_hierarchy 1 {kept}"] if kept else []),
-        # ABC's results come back under the wires' names: those of a structure's members clash with the structure's.
-        "rename -hide w:*", "flatten", "rename -hide w:*",
-        " ".join(filter(None, [chips.synthesis, chips.apart, options, "-top", top])),
-    ]
-    counted = _count(run_yosys([*passes, "tee -q -o result stat -json"], verilog))
+    chips, instances = FAMILIES[family], top_instances(verilog, top)
+    passes = [*apart(top, instances.values()),
+              " ".join(filter(None, [chips.synthesis, chips.apart, options, "-top", top]))]
+    stat, version = run_yosys([*passes, "tee -q -o result stat -json"], verilog)
+    counted = _count(stat)
     modules = {name: _cost(counted[module], chips, set(instances.values())) for name, module in instances.items()}
     modules[TOP] = _cost(counted[top], chips, set(instances.values()))
     ordered = dict(sorted(modules.items(), key=lambda item: item[1].lut, reverse=True))
@@ -157,8 +155,30 @@ def top_instances(verilog: str, top: str) -> dict[str, str]:
     return {name: module for module, name in found if module in modules}
 
 
-def run_yosys(passes: Sequence[str], verilog: str) -> str:
-    """Let Yosys run passes on a design; returns what they write to the file ``result``.
+def apart(top: str, kept: Iterable[str], left_out: Iterable[str] = ()) -> list[str]:
+    """Yosys' passes that flatten a design but for some modules, which stay whole.
+
+    Parameters
+    ----------
+    top : str
+        The top module.
+    kept : iterable of str
+        Modules that stay apart.
+    left_out : iterable of str
+        Modules whose contents are not to be synthesized.
+    """
+    kept, left_out = (" ".join(sorted(set(names))) for names in (kept, left_out))
+    return [
+        f"hierarchy -top {top}",  # not yet checked: a family's own cells are unknown until its synthesis begins
+        *([f"setattr -mod -set keep_hierarchy 1 {kept}"] if kept else []),
+        *([f"blackbox {left_out}"] if left_out else []),
+        # ABC's results come back under the wires' names: those of a structure's members clash with the structure's.
+        "rename -hide w:*", "flatten", "rename -hide w:*",
+    ]
+
+
+def run_yosys(passes: Sequence[str], verilog: str) -> tuple[str, str]:
+    """Let Yosys run passes on a design; returns what they write to the file ``result``, and Yosys' version.
 
     Every call is a process of its own: what Yosys makes of a design depends on what it did before.
 
@@ -167,18 +187,16 @@ def run_yosys(passes: Sequence[str], verilog: str) -> str:
     SynthesisError
         If Yosys is missing or fails.
     """
-    yosys_version()
-    found = find_yosys()
-    assert found is not None
+    yosys = _yosys()
     with tempfile.TemporaryDirectory(prefix="nomul-synth-") as folder:
         (Path(folder) / "design.v").write_text(verilog, encoding="utf-8")
-        done = subprocess.run([*found.program, "-p", ";".join(["read_verilog design.v", *passes])], cwd=folder,
+        done = subprocess.run([*yosys.program, "-p", ";".join(["read_verilog design.v", *passes])], cwd=folder,
                               capture_output=True, text=True, errors="replace", check=False)
         result = Path(folder) / "result"
         if done.returncode or not result.exists():
             lines = [line for line in (done.stdout + done.stderr).splitlines() if "ERROR" in line]
             raise SynthesisError(lines[-1] if lines else f"Yosys ended with status {done.returncode}")
-        return result.read_text(encoding="utf-8")
+        return result.read_text(encoding="utf-8"), yosys.version
 
 
 def _count(stat: str) -> dict[str, Counter[str]]:

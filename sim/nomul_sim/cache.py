@@ -5,19 +5,21 @@ Deleting the folder is always safe.
 """
 
 import hashlib
+import json
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 try:
     import fcntl
 except ImportError:  # not a POSIX system: two builders then do the same work twice, and the later result stays
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["cache_folder", "cached", "content_hash"]
+__all__ = ["cache_folder", "cached", "cached_json", "content_hash"]
 
 
 def cache_folder() -> Path:
@@ -71,3 +73,12 @@ def cached(kind: str, name: str, make: Callable[[Path], None]) -> Path:
                 make(path)
                 path.replace(entry)
     return entry
+
+
+def cached_json(kind: str, parts: Iterable[str | bytes], make: Callable[[], Any]) -> Any:
+    """Return what ``make()`` returns, which is plain data; the cache keeps it under the hash of ``parts``."""
+    def write(path: Path) -> None:
+        path.write_text(json.dumps(make()), encoding="utf-8")
+
+    entry = cached(kind, f"{content_hash(*parts)}.json", write)
+    return json.loads(entry.read_text(encoding="utf-8"))

@@ -32,7 +32,7 @@ from nomul_hw.pnr import default_device, nextpnr_version, place_and_route
 from nomul_hw.product import ProductForm
 from nomul_hw.synth import SynthesisError, synthesize, yosys_version
 
-from .cache import cached, content_hash
+from .cache import cached_json
 
 __all__ = ["ELEMENTS", "FAMILIES", "LANES", "Element", "Measured", "clocks", "main", "measure"]
 
@@ -192,26 +192,19 @@ def clocks(element: Element, family: str, lanes: int, seeds: Sequence[int] = SEE
         config = ArrayConfig(element.form.format, size, size, lanes, element.kind, pipeline=pipeline, acc_bits=32)
         verilog = to_verilog(SystolicArray(config, family), "element")
 
-        def make(path: Path, verilog: str = verilog) -> None:
-            routing = place_and_route(verilog, "element", device, clock=CLOCK, seeds=seeds)
-            path.write_text(json.dumps(sorted(routing.clocks.values())), encoding="utf-8")
+        def reached(verilog: str = verilog) -> list[float]:
+            return sorted(place_and_route(verilog, "element", device, clock=CLOCK, seeds=seeds).clocks.values())
 
-        key = content_hash(verilog, device, str(seeds), str(CLOCK), yosys_version(), nextpnr_version(family))
-        reached = json.loads(cached("clocks", f"{key}.json", make).read_text(encoding="utf-8"))
-        found[pipeline] = reached[len(reached) // 2]
+        parts = [verilog, device, str(seeds), str(CLOCK), yosys_version(), nextpnr_version(family)]
+        found[pipeline] = cached_json("clocks", parts, reached)[len(seeds) // 2]
     return found
 
 
 def _cached(parts: Iterable[str], element: Element, lanes: int, rows: int | None, family: str | None,
             count: Callable[[str], Any]) -> Any:
     verilog = _verilog(element, lanes, rows, None if element.kind == "*" else family)
-
-    def make(path: Path) -> None:
-        path.write_text(json.dumps(count(verilog)), encoding="utf-8")
-
     how = CHIPS[family].synthesis if family else ""
-    key = content_hash(verilog, element.kind, yosys_version(), how, *parts)
-    return json.loads(cached("elements", f"{key}.json", make).read_text(encoding="utf-8"))
+    return cached_json("elements", [verilog, element.kind, yosys_version(), how, *parts], lambda: count(verilog))
 
 
 def _table(rows: Sequence[Measured]) -> str:

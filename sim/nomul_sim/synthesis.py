@@ -1,8 +1,6 @@
 """Synthesis, place and route of whole accelerators, each once: :mod:`nomul_hw.synth`, :mod:`nomul_hw.pnr`."""
 
-import json
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +11,10 @@ import nomul_hw.synth
 from nomul_hw.cells import CellSynthesis, find_liberty, synthesize_cells
 from nomul_hw.config import ArrayConfig
 from nomul_hw.fabric import FABRICS
-from nomul_hw.pnr import DEVICES, Routing, nextpnr_version, place_and_route
+from nomul_hw.pnr import Mapped, Routing, best_of, find_chip, map_design, nextpnr_version, route
 from nomul_hw.synth import Synthesis, SynthesisError, synthesize, yosys_version
 
-from .cache import cached, content_hash
+from .cache import cached_json
 from .verilated import ACCELERATOR, accelerator_verilog, component_verilog
 
 __all__ = ["route_accelerator", "synthesize_accelerator", "synthesize_accelerator_cells", "synthesize_array"]
@@ -57,11 +55,8 @@ def synthesize_array(config: ArrayConfig, family: str = "ecp5") -> Synthesis:
 
 
 def _synthesized(verilog: str, top: str, family: str) -> Synthesis:
-    def make(path: Path) -> None:
-        path.write_text(json.dumps(synthesize(verilog, top, family).to_dict()), encoding="utf-8")
-
-    key = content_hash(verilog, family, yosys_version(), _how())
-    return Synthesis.from_dict(json.loads(cached("synthesis", f"{key}.json", make).read_text(encoding="utf-8")))
+    return Synthesis.from_dict(cached_json("synthesis", [verilog, family, yosys_version(), _how()],
+                                           lambda: synthesize(verilog, top, family).to_dict()))
 
 
 def synthesize_accelerator_cells(config: ArrayConfig, liberty: Path | None = None) -> CellSynthesis:
@@ -79,18 +74,14 @@ def synthesize_accelerator_cells(config: ArrayConfig, liberty: Path | None = Non
     nomul_hw.synth.SynthesisError
         If Yosys is missing or fails, or there is no library.
     """
-    version = yosys_version()
     library = liberty or find_liberty()
-    verilog = accelerator_verilog(config)
-
-    def make(path: Path) -> None:
-        path.write_text(json.dumps(synthesize_cells(verilog, ACCELERATOR, library).to_dict()), encoding="utf-8")
-
     try:
-        key = content_hash(verilog, library.read_bytes(), version, _how())
+        contents = library.read_bytes()
     except OSError as error:
         raise SynthesisError(f"{library}: {error.strerror}") from None
-    return CellSynthesis.from_dict(json.loads(cached("cells", f"{key}.json", make).read_text(encoding="utf-8")))
+    verilog = accelerator_verilog(config)
+    return CellSynthesis.from_dict(cached_json("cells", [verilog, contents, yosys_version(), _how()],
+                                               lambda: synthesize_cells(verilog, ACCELERATOR, library).to_dict()))
 
 
 def route_accelerator(config: ArrayConfig, device: str = "lfe5u-85f", *, package: str = "", speed: str = "",
@@ -107,22 +98,19 @@ def route_accelerator(config: ArrayConfig, device: str = "lfe5u-85f", *, package
     ValueError
         If there is no such device, or no seed.
     """
-    if device not in DEVICES:
-        raise ValueError(f"device must be one of {', '.join(DEVICES)}, not {device!r}")
-    if not seeds:
-        raise ValueError("place and route needs a seed")
-    family = DEVICES[device].family
-    versions = yosys_version(), nextpnr_version(family)
+    family = find_chip(device, package, speed, seeds).family
+    yosys, nextpnr = yosys_version(), nextpnr_version(family)
     verilog = accelerator_verilog(config, family=_fabric(family))
-    results = []
-    for seed in seeds:
-        def make(path: Path, seed: int = seed) -> None:
-            result = place_and_route(verilog, ACCELERATOR, device, package=package, speed=speed, clock=clock,
-                                     seeds=[seed], progress=progress)
-            path.write_text(json.dumps(result.to_dict()), encoding="utf-8")
 
-        key = content_hash(verilog, device, package, speed, str(clock), str(seed), *versions, _how())
-        entry = cached("routing", f"{key}.json", make)
-        results.append(Routing.from_dict(json.loads(entry.read_text(encoding="utf-8"))))
-    best = max(results, key=lambda result: result.fmax)
-    return replace(best, clocks={seed: result.fmax for seed, result in zip(seeds, results, strict=True)})
+    def mapped() -> Mapped:
+        if progress:
+            progress(f"synthesize for {device}")
+        return Mapped.from_dict(cached_json("mapped", [verilog, family, yosys, _how()],
+                                            lambda: map_design(verilog, ACCELERATOR, family).to_dict()))
+
+    def routed(seed: int) -> Routing:
+        parts: list[str | bytes] = [verilog, device, package, speed, str(clock), str(seed), yosys, nextpnr, _how()]
+        return Routing.from_dict(cached_json("routing", parts, lambda: route(
+            mapped(), device, seed, package=package, speed=speed, clock=clock, progress=progress).to_dict()))
+
+    return best_of([routed(seed) for seed in seeds])

@@ -192,18 +192,19 @@ def test_synth():
 
 def test_synth_routes_and_misses_clocks(monkeypatch):
     """What place and route says is tests/hw/test_pnr.py's; here it is 40 MHz, and done once per seed."""
-    from nomul_hw.pnr import Hop, Route, Routing
+    from nomul_hw.pnr import Hop, Mapped, Route, Routing
 
     asked = []
 
-    def routed(verilog, top, device, *, seeds, clock, progress, **more):
-        asked.append((device, seeds, clock, more))
+    def routed(mapped, device, seed, *, clock, progress, **more):
+        asked.append((device, [seed], clock, more))
         progress("place")
-        return Routing(device, "", "", ("Yosys", "nextpnr"), "nextpnr", {seeds[0]: 39.0 + seeds[0] % 2},
+        return Routing(device, "", "", ("Yosys", "nextpnr"), "nextpnr", {seed: 39.0 + seed % 2},
                        Route("host.count", "array.sum", 25.0, 15.0, (Hop("host", 2, 10.0), Hop("array", 3, 15.0))),
                        {"ICESTORM_LC": (70, 7680)}, {"host": {"ICESTORM_LC": 30}, "array": {"ICESTORM_LC": 40}})
 
-    monkeypatch.setattr("nomul_sim.synthesis.place_and_route", routed)
+    monkeypatch.setattr("nomul_sim.synthesis.map_design", lambda *_: Mapped("ice40", "Yosys", (), "{}"))
+    monkeypatch.setattr("nomul_sim.synthesis.route", routed)
     data = document("synth", "array.toml", "--family", "ice40", "--clock", "40MHz", "--seeds", "2")
     assert asked == [("hx8k", [seed], 40.0, {"package": "", "speed": ""}) for seed in (1, 2)]
     assert data["routing"]["clocks"] == {"1": 40.0, "2": 39.0} and data["routing"]["fmax"] == 40.0

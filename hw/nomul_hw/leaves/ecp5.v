@@ -1,18 +1,5 @@
-// s = g(a, b) + f(b, c, d), where f and g are functions bit by bit; F and G hold their values for {d, c, b} and {b, a}.
-// The LUT in front of the carry has four inputs: it takes in both functions. Where it is 0, the carry is what the LUT
-// would be with c = d = 0: g, since f is 0 there.
-module nomul_adder_ecp5 #(
-    parameter WIDTH = 1,
-    parameter [7:0] F = 8'b0,
-    parameter [3:0] G = 4'b0
-) (
-    input  wire [WIDTH-1:0] a,
-    input  wire [WIDTH-1:0] b,
-    input  wire [WIDTH-1:0] c,
-    input  wire [WIDTH-1:0] d,
-    output wire [WIDTH-1:0] s
-);
-`ifdef SYNTHESIS
+  // The LUT in front of the carry has four inputs: it takes in both functions. Where it is 0, the carry is what the LUT
+  // would be with c = d = 0: g, since f is 0 there.
   localparam PAIRS = (WIDTH + 1) / 2;
   localparam [15:0] LUT = {4{G}} ^ {{2{F[7]}}, {2{F[6]}}, {2{F[5]}}, {2{F[4]}}, {2{F[3]}}, {2{F[2]}}, {2{F[1]}}, {2{F[0]}}};
   wire [2*PAIRS-1:0] ai = a, bi = b, ci = c, di = d, si;
@@ -29,13 +16,3 @@ module nomul_adder_ecp5 #(
           .COUT(carry[i+1]));
     end
   endgenerate
-`else
-  wire [WIDTH-1:0] left = {WIDTH{G[0]}} & ~b & ~a | {WIDTH{G[1]}} & ~b & a
-      | {WIDTH{G[2]}} & b & ~a | {WIDTH{G[3]}} & b & a;
-  wire [WIDTH-1:0] right = {WIDTH{F[0]}} & ~d & ~c & ~b | {WIDTH{F[1]}} & ~d & ~c & b
-      | {WIDTH{F[2]}} & ~d & c & ~b | {WIDTH{F[3]}} & ~d & c & b
-      | {WIDTH{F[4]}} & d & ~c & ~b | {WIDTH{F[5]}} & d & ~c & b
-      | {WIDTH{F[6]}} & d & c & ~b | {WIDTH{F[7]}} & d & c & b;
-  assign s = left + right;
-`endif
-endmodule
