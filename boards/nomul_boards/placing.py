@@ -8,14 +8,13 @@ import json
 import re
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
-from math import floor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from nomul_hw.families import FAMILIES
 from nomul_hw.lint import find_yosys
-from nomul_hw.pnr import HARNESS, Routing, _by_module, _run, _slowest, nextpnr_version
+from nomul_hw.pnr import Routing, best_of, keep_names, nextpnr_version, read_routing, run_nextpnr
 from nomul_hw.synth import SynthesisError, top_instances, yosys_version
 
 from .boards import Board
@@ -97,39 +96,37 @@ def place(board: Board, top: BoardTop, files: Mapping[str, str], folder: Path, *
         If a tool fails, for example because the design does not fit.
     """
     verilog = next(iter(files.values()))
-    inner = _accelerator(verilog, top.module)
-    instances = set(top_instances(verilog, top.module)) | set(top_instances(verilog, inner) if inner else ())
+    levels = _levels(verilog, top.module)
+    instances = {instance for module in levels.values() for instance in top_instances(verilog, module)}
     # Gowin's plan writes the placed design anyway.
     placed_file = "top.pnr.json" if board.family == "gowin" else "placed.json"
     options = ["--report", "report.json", *([] if board.family == "gowin" else ["--write", placed_file]),
                "--freq", f"{clock:g}", "--timing-allow-fail"]
     plan = prepare(
         board, top, files, synth_opts=FAMILIES[board.family].synthesis.partition(" ")[2],
-        script_after_read="\n".join(_keep_names(verilog, top.module, inner)), nextpnr_opts=" ".join(options))
+        script_after_read="\n".join(["hierarchy -top top", *keep_names(verilog, levels)]),
+        nextpnr_opts=" ".join(options))
     plan.extract(folder)
     commands = json.loads((folder / "build_top.json").read_text(encoding="utf-8"))["commands"]
     _, placement, *packing = commands
     progress(f"synthesize for {board.chip}")
     _synthesize(folder)
-    best: Routing | None = None
-    clocks: dict[int, float] = {}
+    routings: list[Routing] = []
     try:
         for seed in seeds:
             name, given = "nextpnr-himbaechel" if board.family == "gowin" else placement[0], placement[1:]
-            given = himbaechel_options(given) if board.family == "gowin" else given
-            _run(find_tool(name), [*given, "--seed", str(seed)], folder,
-                 lambda step, seed=seed: progress(f"seed {seed}: {step}"))  # type: ignore[misc]
-            placed = _routing(board, folder, placed_file, instances, [name, *given, "--seed", str(seed)], seed)
-            clocks[seed] = placed.fmax
-            progress(f"seed {seed}: {placed.fmax:.1f} MHz")
-            if best is None or placed.fmax > best.fmax:
-                best = placed
-            if placed.fmax >= clock:  # what is packed is the latest placement
+            given = [*(himbaechel_options(given) if board.family == "gowin" else given), "--seed", str(seed)]
+            run_nextpnr(find_tool(name), given, folder, partial(_tell_seed, progress, seed))
+            routings.append(read_routing(
+                folder, device=board.chip, tools=(yosys_version(), nextpnr_version(board.family)),
+                command=" ".join([name, *given]), seed=seed, instances=instances, placed=placed_file,
+                inner=list(levels)[-1], around=BOARD))
+            progress(f"seed {seed}: {routings[-1].fmax:.1f} MHz")
+            if routings[-1].fmax >= clock:  # what is packed is the latest placement
                 break
     except SynthesisError as error:
         raise BuildError(_too_much(folder / "top.tim", board) or f"{board.title}: {error}") from None
-    assert best is not None
-    best = replace(best, clocks=clocks)
+    best = best_of(routings)
     if best.fmax < clock:
         return best, None
     for tool, *given in packing:
@@ -150,9 +147,14 @@ def _too_much(log: Path, board: Board) -> str:
     return f"the design does not fit {board.chip}: it takes {', '.join(over)}" if over else ""
 
 
-def _accelerator(verilog: str, module: str) -> str:
-    """The accelerator's module within that of a bus, by the instance's name; empty if it has none."""
-    return top_instances(verilog, module).get("accelerator", "")
+def _tell_seed(progress: Callable[[str], None], seed: int, step: str) -> None:
+    progress(f"seed {seed}: {step}")
+
+
+def _levels(verilog: str, module: str) -> dict[str, str]:
+    """Modules of a design that only connect others, by path: the bus's, and the accelerator's if there is one in it."""
+    inner = top_instances(verilog, module).get("accelerator")
+    return {MACHINE: module} | ({f"{MACHINE}.accelerator": inner} if inner else {})
 
 
 def _synthesize(folder: Path) -> None:
@@ -165,41 +167,3 @@ def _synthesize(folder: Path) -> None:
         said = (folder / "top.rpt").read_text(encoding="utf-8", errors="replace").splitlines()
         lines = [line for line in said if "ERROR" in line]
         raise BuildError(f"Yosys: {lines[-1] if lines else f'ended with status {done.returncode}'}")
-
-
-def _keep_names(verilog: str, module: str, inner: str) -> list[str]:
-    """Passes that leave every net the name that it has in the module that drives it: as :mod:`nomul_hw.pnr` does.
-
-    A net also has names in the modules that it goes to, and between them; Yosys would keep any of them.
-    """
-    bodies = dict(re.findall(r"^module (\w+)(.*?)^endmodule", verilog, re.MULTILINE | re.DOTALL))
-    levels = [(MACHINE, module), *([(f"{MACHINE}.accelerator", inner)] if inner else [])]
-    inputs = [f"w:{path}.{instance}.{port}" for path, name in levels
-              for instance, kind in top_instances(verilog, name).items()
-              for port in re.findall(r"^  input (?:\[\d+:0\] )?\\?(\S+?) ?;", bodies[kind], re.MULTILINE)]
-    return ["hierarchy -top top", "proc",
-            *(f"rename -hide {name}/w:* {name}/t:$*ff* %co1:+[Q] %d" for _, name in levels),
-            "flatten", *([f"rename -hide {' '.join(inputs)}"] if inputs else [])]
-
-
-def _routing(board: Board, folder: Path, placed_file: str, instances: set[str], command: Sequence[str],
-             seed: int) -> Routing:
-    """What nextpnr reports, by the accelerator's modules."""
-    report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
-    placed = json.loads((folder / placed_file).read_text(encoding="utf-8"))
-
-    def shorter(name: str) -> str:
-        """A cell of the accelerator, without the module around it."""
-        return name.replace(f"{MACHINE}.accelerator.", "accelerator.", 1)
-
-    for path in report["critical_paths"]:
-        for step in path["path"]:
-            for end in ("from", "to"):
-                step[end]["cell"] = shorter(step[end]["cell"])
-    used = {name: (cells["used"], cells["available"]) for name, cells in report["utilization"].items() if cells["used"]}
-    module = next(iter(placed["modules"].values()))
-    module["cells"] = {shorter(name): cell for name, cell in module["cells"].items()}
-    rows = {BOARD if name == HARNESS else name: cells for name, cells in _by_module(placed, used, instances).items()}
-    achieved = min(domain["achieved"] for domain in report["fmax"].values())
-    return Routing(board.chip, "", "", (yosys_version(), nextpnr_version(board.family)), " ".join(command),
-                   {seed: floor(achieved * 100) / 100}, _slowest(report, instances), used, rows)

@@ -18,10 +18,11 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from itertools import groupby
+from math import floor
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,8 @@ from .families import FAMILIES
 from .synth import TOP, SynthesisError, run_yosys, top_instances
 
 __all__ = ["DEVICES", "HARNESS", "Device", "Hop", "Mapped", "Route", "Routing", "best_of", "default_device",
-           "find_chip", "map_design", "nextpnr_version", "place_and_route", "route"]
+           "find_chip", "keep_names", "map_design", "nextpnr_version", "place_and_route", "read_routing", "route",
+           "run_nextpnr"]
 
 #: Row of what belongs to the harness.
 HARNESS = "harness"
@@ -312,7 +314,7 @@ def map_design(verilog: str, top: str, family: str) -> Mapped:
     """
     netlist, version = run_yosys([
         f"hierarchy -top {HARNESS}",
-        *_hide_connections(verilog, top),
+        *keep_names(verilog, {top: top}, (f"{HARNESS}/w:given", f"{HARNESS}/w:result")),
         f"{FAMILIES[family].synthesis} -top {HARNESS}",
         "delete t:$scopeinfo",  # unknown to nextpnr before 0.7
         "write_json result",
@@ -338,17 +340,12 @@ def route(mapped: Mapped, device: str, seed: int = 1, *, package: str = "", spee
             (folder / "pins.cst").write_text("".join(
                 f'IO_LOC "{port}" {pin};\n' for port, pin in zip(_PORTS, chip.pins, strict=True)), encoding="utf-8")
         given = ["--json", "netlist.json", "--report", "report.json", "--write", "placed.json", *options]
-        _run(program, given, folder, lambda step: tell(f"seed {seed}: {step}"))
-        report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
-        placed = json.loads((folder / "placed.json").read_text(encoding="utf-8"))
-    reached = round(next(iter(report["fmax"].values()))["achieved"], 2)
-    tell(f"seed {seed}: {reached:.1f} MHz")
-    instances = set(mapped.instances)
-    used = {name: (cells["used"], cells["available"]) for name, cells in report["utilization"].items()
-            if cells["used"]}
-    return Routing(device, chip.package, chip.speed, (mapped.tool, version),
-                   " ".join([_PROGRAMS[chip.family][0], *options]), {seed: reached}, _slowest(report, instances), used,
-                   _by_module(placed, used, instances))
+        run_nextpnr(program, given, folder, lambda step: tell(f"seed {seed}: {step}"))
+        routing = read_routing(
+            folder, device=device, package=chip.package, speed=chip.speed, tools=(mapped.tool, version),
+            command=" ".join([_PROGRAMS[chip.family][0], *options]), seed=seed, instances=mapped.instances)
+    tell(f"seed {seed}: {routing.fmax:.1f} MHz")
+    return routing
 
 
 def best_of(routings: Sequence[Routing]) -> Routing:
@@ -395,11 +392,17 @@ def place_and_route(verilog: str, top: str, device: str = "lfe5u-85f", *, packag
                     for seed in seeds])
 
 
-def _run(program: Sequence[str], given: Sequence[str], folder: Path, tell: Callable[[str], None]) -> None:
-    """Run nextpnr and follow what it says."""
+def run_nextpnr(program: Sequence[str], arguments: Sequence[str], folder: Path, tell: Callable[[str], None]) -> None:
+    """Run nextpnr in a folder and tell what it is doing.
+
+    Raises
+    ------
+    SynthesisError
+        If it fails: with its first error.
+    """
     said, routed = [], False
-    with subprocess.Popen([*program, *given], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-                          errors="replace") as process:
+    with subprocess.Popen([*program, *arguments], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                          text=True, errors="replace") as process:
         assert process.stdout is not None
         for line in process.stdout:
             for begins, stage in _STAGES.items():
@@ -412,6 +415,40 @@ def _run(program: Sequence[str], given: Sequence[str], folder: Path, tell: Calla
                 said.append(line.strip())
     if process.returncode:
         raise SynthesisError(f"nextpnr: {said[0] if said else f'ended with status {process.returncode}'}")
+
+
+def read_routing(folder: Path, *, device: str, package: str = "", speed: str = "", tools: tuple[str, str],
+                 command: str, seed: int, instances: Iterable[str], placed: str = "placed.json",
+                 inner: str = "", around: str = HARNESS) -> Routing:
+    """What nextpnr wrote about one placement: its ``report.json`` and the placed design.
+
+    Parameters
+    ----------
+    folder : Path
+        Where nextpnr ran.
+    instances : iterable of str
+        Modules that cells are counted by.
+    placed : str
+        File of the placed design.
+    inner : str
+        Path of an instance below the design's top whose modules count like those of the top.
+    around : str
+        Row of what is outside of the design.
+    """
+    report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    cells = next(iter(json.loads((folder / placed).read_text(encoding="utf-8"))["modules"].values()))["cells"]
+    modules = set(instances)
+
+    def place(cell: str) -> tuple[str, str]:
+        module, signal = _place(cell.replace(f"{inner}.", "inner.", 1) if inner else cell, modules)
+        return (around if module == HARNESS else module), signal
+
+    used = {name: (occupied["used"], occupied["available"]) for name, occupied in report["utilization"].items()
+            if occupied["used"]}
+    # Down, so that a clock that was missed by a hair is not shown as reached.
+    reached = floor(min(domain["achieved"] for domain in report["fmax"].values()) * 100) / 100
+    return Routing(device, package, speed, tools, command, {seed: reached}, _slowest(report, place), used,
+                   _by_module(cells, used, place))
 
 
 def _harness(verilog: str, top: str) -> str:
@@ -449,17 +486,25 @@ endmodule
 """
 
 
-def _hide_connections(verilog: str, top: str) -> list[str]:
-    """Passes that flatten the harness and leave every net the name that it has in the module that drives it.
+def keep_names(verilog: str, levels: Mapping[str, str], hidden: Sequence[str] = ()) -> list[str]:
+    """Passes that flatten a design and leave every net the name that it has in the module that drives it.
 
     A net also has names in the modules that it goes to, and between them; Yosys would keep any of them.
+
+    Parameters
+    ----------
+    levels : mapping of str to str
+        Instances whose modules only connect others, by path: their modules.
+    hidden : sequence of str
+        Other wires that only connect.
     """
     bodies = dict(re.findall(r"^module (\w+)(.*?)^endmodule", verilog, re.MULTILINE | re.DOTALL))
-    inputs = [f"w:{top}.{instance}.{port}" for instance, module in top_instances(verilog, top).items()
+    inputs = [f"w:{path}.{instance}.{port}" for path, level in levels.items()
+              for instance, module in top_instances(verilog, level).items()
               for port in re.findall(r"^  input (?:\[\d+:0\] )?\\?(\S+?) ?;", bodies[module], re.MULTILINE)]
     return [
-        "proc", f"rename -hide {HARNESS}/w:given {HARNESS}/w:result",
-        f"rename -hide {top}/w:* {top}/t:$*ff* %co1:+[Q] %d",
+        "proc", *([f"rename -hide {' '.join(hidden)}"] if hidden else []),
+        *(f"rename -hide {level}/w:* {level}/t:$*ff* %co1:+[Q] %d" for level in levels.values()),
         "flatten", *([f"rename -hide {' '.join(inputs)}"] if inputs else []),
     ]
 
@@ -479,11 +524,11 @@ def _place(cell: str, instances: set[str]) -> tuple[str, str]:
     return TOP, ".".join(inside)
 
 
-def _slowest(report: Mapping[str, Any], instances: set[str]) -> Route:
+def _slowest(report: Mapping[str, Any], place: Callable[[str], tuple[str, str]]) -> Route:
     """The slowest path between registers."""
     path = next(path["path"] for path in report["critical_paths"] if "<async>" not in (path["from"], path["to"]))
-    ends = [".".join(_place(cell, instances)) for cell in (path[0]["from"]["cell"], path[-1]["to"]["cell"])]
-    steps = [(_place(step["to"]["cell"], instances)[0], step) for step in path]
+    ends = [".".join(place(cell)) for cell in (path[0]["from"]["cell"], path[-1]["to"]["cell"])]
+    steps = [(place(step["to"]["cell"])[0], step) for step in path]
     hops = []
     for module, group in groupby(steps, key=lambda step: step[0]):
         inside = [step for _, step in group]
@@ -493,13 +538,13 @@ def _slowest(report: Mapping[str, Any], instances: set[str]) -> Route:
                  round(sum(step["delay"] for step in path if step["type"] == "routing"), 2), tuple(hops))
 
 
-def _by_module(placed: Mapping[str, Any], used: Mapping[str, tuple[int, int]],
-               instances: set[str]) -> dict[str, dict[str, int]]:
+def _by_module(cells: Mapping[str, Any], used: Mapping[str, tuple[int, int]],
+               place: Callable[[str], tuple[str, str]]) -> dict[str, dict[str, int]]:
     """Occupied cells by module and type, largest module first."""
     counts: dict[str, Counter[str]] = {}
-    for name, cell in next(iter(placed["modules"].values()))["cells"].items():
+    for name, cell in cells.items():
         kind = "DFF" if cell["type"].startswith("DFF") else cell["type"]  # Gowin's are counted together
         if kind in used:
-            counts.setdefault(_place(name, instances)[0], Counter())[kind] += 1
-    return {name: dict(cells) for name, cells in
+            counts.setdefault(place(name)[0], Counter())[kind] += 1
+    return {name: dict(found) for name, found in
             sorted(counts.items(), key=lambda item: sum(item[1].values()), reverse=True)}

@@ -74,7 +74,7 @@ def tools(monkeypatch):
         (folder / "top.bit").write_bytes(b"bits")
 
     monkeypatch.setattr(placing, "_synthesize", lambda folder: asked.append(("yosys", (folder / "top.ys").read_text())))
-    monkeypatch.setattr(placing, "_run", nextpnr)
+    monkeypatch.setattr(placing, "run_nextpnr", nextpnr)
     monkeypatch.setattr(placing, "run_tool", run_tool)
     return asked
 
@@ -134,7 +134,7 @@ def test_what_does_not_fit(tools, tmp_path, monkeypatch):
                                         "Info: \t        ICESTORM_RAM:      22/     30    73%\n")
         raise SynthesisError("nextpnr: ERROR: Failed to expand region")
 
-    monkeypatch.setattr(placing, "_run", fail)
+    monkeypatch.setattr(placing, "run_nextpnr", fail)
     with pytest.raises(BuildError, match=r"^the design does not fit iCE40UP5K: it takes 5,579 of 5,280 ICESTORM_LC$"):
         run("icebreaker", tmp_path)
     monkeypatch.setattr(placing, "_too_much", lambda log, board: "")
