@@ -538,12 +538,16 @@ def _slowest(report: Mapping[str, Any], place: Callable[[str], tuple[str, str]])
                  round(sum(step["delay"] for step in path if step["type"] == "routing"), 2), tuple(hops))
 
 
+#: Gowin's cells that nextpnr counts together.
+_TOGETHER = {"DFF": "DFF", "LUT": "LUT4"}
+
+
 def _by_module(cells: Mapping[str, Any], used: Mapping[str, tuple[int, int]],
                place: Callable[[str], tuple[str, str]]) -> dict[str, dict[str, int]]:
     """Occupied cells by module and type, largest module first."""
     counts: dict[str, Counter[str]] = {}
     for name, cell in cells.items():
-        kind = "DFF" if cell["type"].startswith("DFF") else cell["type"]  # Gowin's are counted together
+        kind = re.sub(r"^(DFF|LUT(?=[1-4]$)).*", lambda found: _TOGETHER[found[1]], cell["type"])
         if kind in used:
             counts.setdefault(place(name)[0], Counter())[kind] += 1
     return {name: dict(found) for name, found in
