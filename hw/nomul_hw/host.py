@@ -11,7 +11,7 @@ from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from .config import ArrayConfig
-from .descriptor import CAUSES, DESCRIPTOR_WORDS, HOST_BITS, Opcode, Target, target_word_bits
+from .descriptor import HOST_BITS, Opcode, Target, target_depth, target_word_bits
 from .layouts import address_bits
 
 __all__ = ["HostPort"]
@@ -65,9 +65,8 @@ class HostPort(wiring.Component):
         self.config = config
         self.baked = baked
         self.host_words = {target: -(-target_word_bits(config, target) // HOST_BITS) for target in Target}
-        memory = config.memory
-        deepest = max(memory.activations, memory.weights, memory.parameters, memory.layers * DESCRIPTOR_WORDS,
-                      len(CAUSES))
+        # Counts that are larger would wrap; the driver refuses programs that have such.
+        deepest = max(target_depth(config, target) for target in Target)
         super().__init__({
             "i": In(stream.Signature(HOST_BITS)),
             "o": Out(stream.Signature(HOST_BITS)),

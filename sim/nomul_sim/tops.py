@@ -7,16 +7,15 @@ A top is one among other modules on a chip: its ports end at registers (:mod:`no
 """
 
 import argparse
-import json
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from amaranth.hdl import Module
 from amaranth.lib import wiring
 
+from nomul_hw.accelerator import Accelerator
 from nomul_hw.bus.serial import SerialBus
 from nomul_hw.bus.tops import AxiBus, AxiStreamBus, WishboneBus
 from nomul_hw.config import ArrayConfig, ConfigError, load_config
@@ -24,8 +23,8 @@ from nomul_hw.pnr import DEVICES, nextpnr_version, place_and_route
 from nomul_hw.synth import Synthesis, SynthesisError, synthesize, yosys_version
 from nomul_hw.verilog import Bus
 
-from .cache import cached, content_hash
-from .verilated import component_verilog
+from .cache import cached_json
+from .verilated import component_verilog, hardware_hash
 
 __all__ = ["TOPS", "Alone", "area", "clock", "main", "top_verilog"]
 
@@ -56,8 +55,6 @@ class Alone(wiring.Component):  # type: ignore[misc]
 def top_verilog(name: str, config: ArrayConfig, family: str) -> str:
     """Verilog of an accelerator on a bus, for a family of chips; its clock is ``clk`` everywhere."""
     def make() -> Any:
-        from nomul_hw.accelerator import Accelerator
-
         bus = TOPS[name]
         accelerator = Accelerator(config, family=family, monitor=bus is not None and bus.monitor)
         return bus.around(accelerator) if bus else Alone(accelerator)
@@ -75,12 +72,8 @@ def area(name: str, config: ArrayConfig, family: str) -> Synthesis:
         If Yosys is missing or fails.
     """
     verilog = top_verilog(name, config, family)
-
-    def make(path: Path) -> None:
-        path.write_text(json.dumps(synthesize(verilog, TOP, family).to_dict()), encoding="utf-8")
-
-    key = content_hash(verilog, family, yosys_version())
-    return Synthesis.from_dict(json.loads(cached("tops", f"{key}.json", make).read_text(encoding="utf-8")))
+    return Synthesis.from_dict(cached_json("tops", [verilog, family, yosys_version(), hardware_hash()],
+                                           lambda: synthesize(verilog, TOP, family).to_dict()))
 
 
 def clock(name: str, config: ArrayConfig, device: str) -> float:
@@ -93,12 +86,9 @@ def clock(name: str, config: ArrayConfig, device: str) -> float:
     """
     family = DEVICES[device].family
     verilog = top_verilog(name, config, family)
-
-    def make(path: Path) -> None:
-        path.write_text(json.dumps(place_and_route(verilog, TOP, device).fmax), encoding="utf-8")
-
-    key = content_hash(verilog, device, yosys_version(), nextpnr_version(family))
-    return float(json.loads(cached("top_clocks", f"{key}.json", make).read_text(encoding="utf-8")))
+    versions = yosys_version(), nextpnr_version(family), hardware_hash()
+    return float(cached_json("top_clocks", [verilog, device, *versions],
+                             lambda: place_and_route(verilog, TOP, device).fmax))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

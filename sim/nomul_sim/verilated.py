@@ -25,7 +25,7 @@ from .build import BYTES, HANDLE, WORDS, Optimize, build_simulator, load_simulat
 from .cache import cached, content_hash
 
 __all__ = ["ACCELERATOR", "StreamModel", "VerilatedDevice", "VerilatedTransport", "accelerator_library",
-           "accelerator_verilog", "component_verilog"]
+           "accelerator_verilog", "component_verilog", "hardware_hash"]
 
 UInt32Array = npt.NDArray[np.uint32]
 
@@ -206,7 +206,7 @@ class StreamModel:
 
 
 @cache
-def _hardware_hash() -> str:
+def hardware_hash() -> str:
     """Hash of everything besides the configuration that an elaboration depends on."""
     sources = sorted(path for pattern in ("*.py", "*.v") for path in Path(nomul_hw.__file__).parent.rglob(pattern))
     return content_hash(*(source.read_bytes() for source in sources),
@@ -234,7 +234,7 @@ def component_verilog(make: Callable[[], Any], top: str, *key: str, tables: Iter
 
         path.write_text(to_verilog(make(), top), encoding="utf-8")
 
-    name = content_hash(top, *key, _hardware_hash(), *(table.text for table in tables))
+    name = content_hash(top, *key, hardware_hash(), *(table.text for table in tables))
     verilog = cached("verilog", f"{name}.v", write).read_text(encoding="utf-8")
     for table in tables:
         # Wherever the simulator runs, it finds the files.

@@ -64,7 +64,7 @@ def test_digits(program):
         (word,) = model.transfer([cycles], 1).tolist()
         return bool(word & 1), bool(word & 2), bool(word & 4)
 
-    cycles = 2 * program.estimate().cycles + len(test.commands) + 5 * len(test.masks) + 100
+    cycles = 2 * program.estimate().cycles + len(test.commands) + 8 * len(test.masks) + 100
     assert outcome(cycles // 2) == (False, False, False)
     assert outcome(cycles // 2) == (True, False, True)
     assert {outcome(cycles // 3) for _ in range(20)} == {(True, False, False), (True, False, True)}
