@@ -45,6 +45,12 @@ SHAPES: Mapping[str, tuple[tuple[int, int], ...]] = {
 #: Memories of no more bits than this are made of LUTs.
 SMALL_MEMORY = 2500
 
+#: Words and bits of a small one, and how many LUTs that takes; iCE40 has none.
+LUT_WORDS, LUT_BITS, LUT_COST = 16, 4, {"ecp5": 6, "xilinx": 4, "gowin": 4}
+
+#: LUTs per bit that one more memory behind others takes, to choose its words.
+CHOICE = 0.46
+
 #: Bits that a block RAM, at its widest, can write by themselves; those of iCE40 any bit.
 WRITABLE = 9
 
@@ -180,9 +186,7 @@ def _array_ffs(config: ArrayConfig) -> list[float]:
 def _output(config: ArrayConfig) -> list[float]:
     lanes, bits = config.requantize_lanes, config.requantize_bits
     chosen = lanes * ((config.column_chunks - 1) * config.acc_bits + (config.word_chunks - 1) * config.channel_bits)
-    parameters = config.memory.parameters * target_word_bits(config, Target.PARAMETER)
-    return [lanes * bits, lanes * bits * config.gain_terms, chosen, bool(chosen),
-            parameters * (parameters <= SMALL_MEMORY), 1]
+    return [lanes * bits, lanes * bits * config.gain_terms, chosen, bool(chosen), 1]
 
 
 def _accumulator(config: ArrayConfig) -> list[float]:
@@ -215,31 +219,46 @@ FEATURES: Mapping[str, Callable[[ArrayConfig], list[float]]] = {
     "output": _output, "accumulator": _accumulator, "channel": _channel, "window_unit": _window}
 
 
-def block_rams(config: ArrayConfig, family: str) -> int:
-    """Block RAMs of an accelerator: every memory in the shape that takes fewest; small ones take none.
+def _memory(family: str, depth: int, width: int, parts: int = 1, second: bool = False) -> Cost:
+    """Cost of a memory of so many words, of parts of a width that are written by themselves.
 
-    With a window unit the activation banks read at both ports, which the widest shape does not do; iCE40, whose block
-    RAMs have one port that reads, keeps two copies.
+    Block RAMs are in the shape that takes fewest, in blocks of their own for each part or side by side in one; where
+    they are not deep enough, LUTs choose between them. With a second port that reads, blocks are not as wide as they
+    could be; iCE40, whose block RAMs have one port that reads, keeps two copies.
     """
-    memory, word, parts, shapes = config.memory, config.act_word_bits, config.word_chunks, SHAPES[family]
+    total = width * parts
+    if depth * total <= SMALL_MEMORY:
+        deep = -(-depth // LUT_WORDS)
+        return Cost(lut=round(deep * -(-total // LUT_BITS) * LUT_COST.get(family, 0) + CHOICE * (deep - 1) * total),
+                    ff=total)
+    shapes = SHAPES[family][:-1] if second and family != "ice40" else SHAPES[family]
+    *_, (words, bits) = shapes
+    room = width if family == "ice40" else -(-width // WRITABLE) * WRITABLE
+    blocks, deep = min((-(-depth // words) * -(-parts * room // bits), -(-depth // words)),
+                       *((-(-depth // words) * -(-width // bits) * parts, -(-depth // words))
+                         for words, bits in shapes))
+    copies = 2 if second and family == "ice40" else 1
+    return Cost(lut=round(copies * CHOICE * (deep - 1) * total), bram=copies * blocks)
 
-    def count(depth: int, width: int, shapes: Sequence[tuple[int, int]], parts: int = 1) -> int:
-        """Of a memory whose parts are written by themselves, in blocks of their own or side by side in one."""
-        if depth * width * parts <= SMALL_MEMORY:
-            return 0
-        *_, (words, bits) = shapes
-        room = width if family == "ice40" else -(-width // WRITABLE) * WRITABLE
-        return min(-(-depth // words) * -(-parts * room // bits),
-                   *(-(-depth // words) * -(-width // bits) * parts for words, bits in shapes))
 
-    copies = 2 if memory.lines and family == "ice40" else 1
-    banks = shapes[:-1] if memory.lines and family != "ice40" else shapes
-    parameter = target_word_bits(config, Target.PARAMETER)
-    others = [(memory.weights, config.weight_word_bits), (memory.parameters, parameter),
-              (memory.accumulators, config.cols * config.acc_bits), (memory.layers * DESCRIPTOR_WORDS, HOST_BITS),
-              *[(memory.lines, word)] * (4 * bool(memory.lines))]
-    return (2 * copies * count(memory.activations, word // parts, banks, parts)
-            + sum(count(depth, width, shapes) for depth, width in others))
+def _memories(config: ArrayConfig, family: str) -> dict[str, Cost]:
+    """Memories by the module that they are in."""
+    memory, word, parts, second = config.memory, config.act_word_bits, config.word_chunks, bool(config.memory.lines)
+    bank = _memory(family, memory.activations, word // parts, parts, second)
+    return {
+        "bank_0": bank, "bank_1": bank,
+        "weight_queue" if config.weights == "stream" else "weight_memory":
+            _memory(family, memory.weights, config.weight_word_bits),
+        "output": _memory(family, memory.parameters, target_word_bits(config, Target.PARAMETER)),
+        "accumulator": _memory(family, memory.accumulators, config.cols * config.acc_bits),
+        "sequencer": _memory(family, memory.layers * DESCRIPTOR_WORDS, HOST_BITS),
+        **({"window_unit": _memory(family, memory.lines, word) * 4} if second else {}),
+    }
+
+
+def block_rams(config: ArrayConfig, family: str) -> int:
+    """Block RAMs of an accelerator: every memory in the shape that takes fewest; small ones take none."""
+    return sum(cost.bram for cost in _memories(config, family).values())
 
 
 # Fitting -------------------------------------------------------------------------------------------------------------
@@ -318,21 +337,26 @@ class Predictor:
     def _fit(self, module: str) -> dict[str, Float64Array]:
         """Coefficients of a module, by kind of cell. Errors count as shares of whole accelerators."""
         having = [one for one in self.samples if module in one.modules]
+        memories = [_memories(one.config, self.family).get(module, Cost()) for one in having]
         result = {}
         for kind in FITTED:
             matrix = np.stack([self._features(module, kind, one.config) for one in having])
             weights = 1 / np.asarray([max(1, getattr(one.total, kind)) for one in having], dtype=np.float64)
-            wanted = np.asarray([getattr(one.modules[module], kind) for one in having], dtype=np.float64)
+            wanted = np.asarray([getattr(one.modules[module], kind) - getattr(memory, kind)
+                                 for one, memory in zip(having, memories, strict=True)], dtype=np.float64)
             result[kind] = _nonnegative(matrix * weights[:, None], wanted * weights)
         return result
 
     def modules(self, config: ArrayConfig) -> dict[str, Cost]:
-        """Cost by module, without block RAMs, of the modules that there are."""
+        """Cost of the modules that there are."""
         absent = {"weight_memory" if config.weights == "stream" else "weight_queue",
                   *([] if config.memory.lines else ["window_unit", "padding_before"])}
-        return {module: Cost(**{kind: round(float(self._features(module, kind, config) @ found))
-                                for kind, found in fits.items()})
-                for module, fits in self._fits.items() if module not in absent}
+        result = _memories(config, self.family)
+        for module, fits in self._fits.items():
+            if module not in absent:
+                result[module] = result.get(module, Cost()) + Cost(**{
+                    kind: round(float(self._features(module, kind, config) @ found)) for kind, found in fits.items()})
+        return result
 
     def predict(self, config: ArrayConfig) -> Cost:
         """Cost of an accelerator.
@@ -344,7 +368,7 @@ class Predictor:
         """
         if all(one.config.pe != config.pe for one in self.samples):
             raise AreaError(f"No array with pe = {config.pe!r} is in the sweep of {self.family}")
-        return sum(self.modules(config).values(), Cost(bram=block_rams(config, self.family)))
+        return sum(self.modules(config).values(), Cost())
 
     @cached_property
     def errors(self) -> Errors:

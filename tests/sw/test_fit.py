@@ -30,7 +30,8 @@ def made_up(config: ArrayConfig) -> Sample:
         "array": Cost(lut=9 * config.macs_per_cycle + 2 * sums,
                       ff=round(0.9 * area._array_ffs(config)[0])),
         "top": Cost(lut=config.act_word_bits + 100, ff=50),
-        **({"window_unit": Cost(lut=20 * 9 * config.depth)} if config.memory.lines else {})})
+        **({"window_unit": Cost(lut=20 * 9 * config.depth) + area._memories(config, "ecp5")["window_unit"]}
+           if config.memory.lines else {})})
 
 
 SWEEP = [made_up(ArrayConfig(fmt, rows, cols, lanes, memory=MemoryConfig(lines=lines)))
