@@ -42,8 +42,9 @@ SHAPES: Mapping[str, tuple[tuple[int, int], ...]] = {
     "gowin": ((16384, 1), (8192, 2), (4096, 4), (2048, 9), (1024, 18), (512, 36)),
 }
 
-#: Memories of no more bits than this are made of LUTs.
-SMALL_MEMORY = 2500
+#: Memories are made of LUTs where block RAMs would hold no more bits than this each; on iCE40, where they hold no more
+#: than that altogether.
+SPARSE, SMALL_MEMORY = 1500, 2048
 
 #: Words and bits of a small one, and how many LUTs that takes; iCE40 has none.
 LUT_WORDS, LUT_BITS, LUT_COST = 16, 4, {"ecp5": 6, "xilinx": 4, "gowin": 4}
@@ -227,16 +228,16 @@ def _memory(family: str, depth: int, width: int, parts: int = 1, second: bool = 
     could be; iCE40, whose block RAMs have one port that reads, keeps two copies.
     """
     total = width * parts
-    if depth * total <= SMALL_MEMORY:
-        deep = -(-depth // LUT_WORDS)
-        return Cost(lut=round(deep * -(-total // LUT_BITS) * LUT_COST.get(family, 0) + CHOICE * (deep - 1) * total),
-                    ff=total)
     shapes = SHAPES[family][:-1] if second and family != "ice40" else SHAPES[family]
     *_, (words, bits) = shapes
     room = width if family == "ice40" else -(-width // WRITABLE) * WRITABLE
     blocks, deep = min((-(-depth // words) * -(-parts * room // bits), -(-depth // words)),
                        *((-(-depth // words) * -(-width // bits) * parts, -(-depth // words))
                          for words, bits in shapes))
+    if depth * total <= (SMALL_MEMORY if family == "ice40" else SPARSE * blocks):
+        deep = -(-depth // LUT_WORDS)
+        return Cost(lut=round(deep * -(-total // LUT_BITS) * LUT_COST.get(family, 0) + CHOICE * (deep - 1) * total),
+                    ff=total)
     copies = 2 if second and family == "ice40" else 1
     return Cost(lut=round(copies * CHOICE * (deep - 1) * total), bram=copies * blocks)
 
