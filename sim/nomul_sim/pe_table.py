@@ -22,6 +22,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from nomul.area import ELEMENT_ACT_BITS as ACT_BITS
+from nomul.area import ELEMENT_SUM_BITS as SUM_BITS
 from nomul_hw.cells import find_liberty, synthesize_cells
 from nomul_hw.config import ArrayConfig
 from nomul_hw.fabric import FABRICS
@@ -35,9 +37,6 @@ from nomul_hw.synth import SynthesisError, synthesize, yosys_version
 from .cache import cached_json
 
 __all__ = ["ELEMENTS", "FAMILIES", "LANES", "Element", "Measured", "clocks", "main", "measure"]
-
-#: Widths of the comparison: of activations, and of the sum from above.
-ACT_BITS, SUM_BITS = 8, 24
 
 #: Rows of the product's own column.
 ROWS = 16

@@ -3,12 +3,13 @@
 Every module is a sum of a few things that its configuration tells: products, bits of sums, registers, bits of words, a
 constant. What each of them costs is fitted, without negative costs, to a stored sweep of small accelerators that were
 synthesized (``python -m nomul_sim.area_sweep FAMILY``). What the logic of a product costs is no sum of simple things,
-so the sweep has the elements of all formats by themselves too. Block RAMs follow from the memories' sizes and the
-shapes that those of the chip have. How far off it is says the sweep itself: each of its accelerators is predicted from
+so the sweep has the elements of all formats by themselves too. Memories follow from their sizes and the shapes of the
+chip's block RAMs. How far off it is says the sweep itself: each of its accelerators is predicted from
 the others.
 """
 
 import json
+from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
@@ -23,8 +24,8 @@ from nomul_hw.config import WINDOW, ArrayConfig
 from nomul_hw.descriptor import DESCRIPTOR_WORDS, HOST_BITS, Target, target_word_bits
 from nomul_hw.families import Cost
 
-__all__ = ["ELEMENT_SUM_BITS", "AreaError", "Elements", "Errors", "Predictor", "Sample", "block_rams",
-           "load_predictor", "load_sweep", "sweep_path"]
+__all__ = ["ELEMENT_ACT_BITS", "ELEMENT_SUM_BITS", "AreaError", "Elements", "Errors", "Predictor", "Sample",
+           "block_rams", "load_predictor", "load_sweep", "sweep_path"]
 
 Float64Array = npt.NDArray[np.float64]
 
@@ -144,15 +145,10 @@ class Elements:
         known = sorted(self._measured.get(self._kind(config), {}).items())
         if not known:
             return fitted
-        (fewer, low), (more, high) = known[0], known[-1]
-        for lanes, luts in known:
-            if lanes <= config.lanes:
-                fewer, low = lanes, luts
-        for lanes, luts in reversed(known):
-            if lanes > fewer:
-                more, high = lanes, luts
-        if more == fewer:  # the most that there are: go on as before
-            fewer, low = known[-2] if len(known) > 1 else (0, 0)
+        if len(known) == 1:
+            known.insert(0, (0, 0))
+        after = min(max(1, bisect_right(known, config.lanes, key=lambda one: one[0])), len(known) - 1)
+        (fewer, low), (more, high) = known[after - 1:after + 1]
         found = low + (high - low) * (config.lanes - fewer) / (more - fewer)
         usual = float(_made_of(replace(config, act_bits=ELEMENT_ACT_BITS)) @ self._fit)
         return found * fitted / usual if usual else found
