@@ -9,6 +9,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from nomul import fit
 from nomul_hw.config import ArrayConfig, load_config
 
 from .errors import BuildError
@@ -23,13 +24,9 @@ class Board:
     Attributes
     ----------
     name : str
-        As on the command line; the same as `nomul fit`'s, for the boards that it knows.
-    title, chip : str
-        As people call them.
-    family : str
-        One of :data:`nomul_hw.families.FAMILIES`.
-    lut, ff, bram : int
-        Of the chip, as :class:`nomul_hw.families.Cost` counts them.
+        As on the command line, and in :data:`nomul.fit.BOARDS`, which has the chip.
+    title : str
+        As people call it.
     platform : str
         Module and class of the platform.
     source, clock : float
@@ -55,11 +52,6 @@ class Board:
 
     name: str
     title: str
-    chip: str
-    family: str
-    lut: int
-    ff: int
-    bram: int
     platform: str
     source: float
     clock: float
@@ -71,6 +63,21 @@ class Board:
     suffix: str = "bit"
     depth: int = 1024
     part: str = ""
+
+    @property
+    def size(self) -> fit.Board:
+        """Its chip, and what there is on it."""
+        return fit.BOARDS[self.name]
+
+    @property
+    def chip(self) -> str:
+        """The chip's name."""
+        return self.size.chip
+
+    @property
+    def family(self) -> str:
+        """Of the chip: one of :data:`nomul_hw.families.FAMILIES`."""
+        return self.size.family
 
     @property
     def open(self) -> bool:
@@ -96,23 +103,23 @@ _USB = "the board's USB port"
 
 #: Boards by name.
 BOARDS: Mapping[str, Board] = {board.name: board for board in (
-    Board("ulx3s-85f", "ULX3S", "LFE5U-85F", "ecp5", 83_640, 83_640, 208, "ulx3s:ULX3S_85F_Platform",
+    Board("ulx3s-85f", "ULX3S", "ulx3s:ULX3S_85F_Platform",
           25, 50, 3_000_000, ("led", 0), f"{_USB} US1", "openFPGALoader -b ulx3s {file}"),
-    Board("ecpix5-85f", "ECPIX-5", "LFE5UM5G-85F", "ecp5", 83_640, 83_640, 208, "ecpix5:ECPIX585Platform",
+    Board("ecpix5-85f", "ECPIX-5", "ecpix5:ECPIX585Platform",
           100, 50, 3_000_000, ("rgb_led", 0, "g"), f"{_USB} for debugging", "openFPGALoader -b ecpix5 {file}"),
-    Board("orangecrab-25f", "OrangeCrab r0.2", "LFE5U-25F", "ecp5", 24_288, 24_288, 56,
-          "orangecrab_r0_2:OrangeCrabR0_2_25FPlatform", 48, 48, 3_000_000, ("rgb_led", 0, "g"),
+    Board("orangecrab-25f", "OrangeCrab r0.2", "orangecrab_r0_2:OrangeCrabR0_2_25FPlatform",
+          48, 48, 3_000_000, ("rgb_led", 0, "g"),
           "a 3.3 V USB converter: its TX to pin 0, its RX to pin 1, GND to GND",
           "dfu-util -d 1209:5af0 -a 0 -D {file}", uart=("io", "0", "1", {"IO_TYPE": "LVCMOS33"})),
-    Board("icebreaker", "iCEBreaker", "iCE40UP5K", "ice40", 5_280, 5_280, 30, "icebreaker:ICEBreakerPlatform",
+    Board("icebreaker", "iCEBreaker", "icebreaker:ICEBreakerPlatform",
           12, 18, 3_000_000, ("led_g", 0), _USB, "iceprog {file}", suffix="bin", depth=256),
-    Board("tang-nano-9k", "Tang Nano 9K", "GW1NR-9", "gowin", 8_640, 6_480, 26, "tang_nano_9k:TangNano9kPlatform",
+    Board("tang-nano-9k", "Tang Nano 9K", "tang_nano_9k:TangNano9kPlatform",
           27, 27, 1_000_000, ("led", 0), _USB, "openFPGALoader -b tangnano9k {file}", suffix="fs", depth=512,
           part="GW1NR-LV9QN88PC6/I5"),
-    Board("arty-a7-35t", "Arty A7-35T", "XC7A35T", "xilinx", 20_800, 41_600, 100, "arty_a7:ArtyA7_35Platform",
+    Board("arty-a7-35t", "Arty A7-35T", "arty_a7:ArtyA7_35Platform",
           100, 50, 3_000_000, ("led", 0), _USB, "openFPGALoader -b arty_a7_35t {file}"),
     # What is used of its pins are those of the Arty Z7-20, which has the same chip.
-    Board("pynq-z2", "PYNQ-Z2", "XC7Z020", "xilinx", 53_200, 106_400, 280, "arty_z7:ArtyZ720Platform",
+    Board("pynq-z2", "PYNQ-Z2", "arty_z7:ArtyZ720Platform",
           125, 50, 3_000_000, ("led", 0),
           "a 3.3 V USB converter on PMODA: its RX to pin 2, its TX to pin 3, GND to pin 5",
           "openFPGALoader -b pynq_z2 {file}", uart=("pmod", "3", "2", {"IOSTANDARD": "LVCMOS33"})),

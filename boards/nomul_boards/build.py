@@ -202,14 +202,14 @@ def build(board: Board, network: Graph, folder: str | Path, *, config: ArrayConf
 def _warn(board: Board, config: ArrayConfig, tell: Callable[[str], None]) -> None:
     """Say before the long work what will probably not fit."""
     blocks = block_rams(config, board.family)
-    if blocks > board.bram:
-        tell(f"warning: {config.name} takes about {blocks} block RAMs, {board.chip} has {board.bram}")
+    if blocks > board.size.bram:
+        tell(f"warning: {config.name} takes about {blocks} block RAMs, {board.chip} has {board.size.bram}")
     try:
         cost = load_predictor(board.family).predict(config)
     except AreaError:  # not every family was swept
         return
-    if cost.lut > board.lut:
-        tell(f"warning: {config.name} takes about {cost.lut:,} LUTs, {board.chip} has {board.lut:,}")
+    if cost.lut > board.size.lut:
+        tell(f"warning: {config.name} takes about {cost.lut:,} LUTs, {board.chip} has {board.size.lut:,}")
 
 
 def _check_replaceable(folder: Path) -> None:

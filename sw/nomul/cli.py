@@ -902,7 +902,7 @@ def build(
     from .report import boards_table, build_table, remark, steps
 
     if show:
-        _print({"boards": {one.name: {**asdict(one), "array": one.config().name, "open": one.open}
+        _print({"boards": {one.name: {**asdict(one.size), **asdict(one), "array": one.config().name, "open": one.open}
                            for one in BOARDS.values()}}, as_json, lambda: boards_table(BOARDS.values()))
         return
     if board is None or network is None:

@@ -58,10 +58,12 @@ class Board:
 BOARDS: Mapping[str, Board] = {board.name: board for board in (
     Board("ulx3s-85f", "LFE5U-85F", "ecp5", 83_640, 83_640, 208),
     Board("ulx3s-45f", "LFE5U-45F", "ecp5", 43_848, 43_848, 108),
+    Board("ecpix5-85f", "LFE5UM5G-85F", "ecp5", 83_640, 83_640, 208),
     Board("orangecrab-25f", "LFE5U-25F", "ecp5", 24_288, 24_288, 56),
     Board("icebreaker", "iCE40UP5K", "ice40", 5_280, 5_280, 30),
     Board("ice40-hx8k", "iCE40HX8K", "ice40", 7_680, 7_680, 32),
     Board("arty-a7-35t", "XC7A35T", "xilinx", 20_800, 41_600, 100),
+    Board("pynq-z2", "XC7Z020", "xilinx", 53_200, 106_400, 280),
     Board("tang-nano-9k", "GW1NR-9", "gowin", 8_640, 6_480, 26),
 )}
 

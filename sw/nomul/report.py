@@ -373,7 +373,7 @@ def boards_table(boards: "Iterable[Board]") -> RenderableType:
     table = _table("<board", "<chip", "<family", "LUTs", "MHz", "<array", "products", "<tools")
     for board in boards:
         config = board.config()
-        table.add_row(board.name, board.chip, board.family, f"{board.lut:,}", f"{board.clock:g}", config.name,
+        table.add_row(board.name, board.chip, board.family, f"{board.size.lut:,}", f"{board.clock:g}", config.name,
                       str(config.macs_per_cycle), "free" if board.open else "Vivado")
     return table
 

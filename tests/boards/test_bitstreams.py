@@ -19,8 +19,8 @@ FORMATS = {
 }
 
 
-@pytest.mark.sweep
-@pytest.mark.timeout(3600)
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize("board", FORMATS)
 def test_self_test(board, tmp_path):
     network = save_graph(small_graph(), tmp_path / "net.nomul")
