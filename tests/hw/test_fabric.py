@@ -69,7 +69,7 @@ def prove(folder: Path, passes: list[str], **files: str) -> None:
     for name, text in files.items():
         (folder / f"{name}.v").write_text(text, encoding="utf-8")
     done = subprocess.run([*yosys.program, "-p", ";".join(passes)], cwd=folder, capture_output=True, text=True,
-                          timeout=600, check=False)
+                          timeout=3600, check=False)
     assert done.returncode == 0, (done.stdout + done.stderr)[-2000:]
 
 
@@ -126,7 +126,8 @@ def check_step(form: ProductForm, lanes: int, family: str, folder: Path, width: 
 #: Proofs that take seconds; the others run in the sweep.
 QUICK = {("ecp5", "ternary"), ("ecp5", "pot3z"), ("gowin", "ternary")}
 STEPS = [pytest.param(form, family, id=f"{family}-{form.format.name}-{form.kind}",
-                      marks=[] if (family, form.format.name) in QUICK else [pytest.mark.sweep])
+                      marks=[] if (family, form.format.name) in QUICK else [
+                          pytest.mark.sweep, pytest.mark.timeout(3700)])
          for family in FABRICS for form in FORMS]
 
 
