@@ -69,6 +69,7 @@ class Device:
 #: Chips by name. The first of a family is the one that is taken if none is named.
 DEVICES: Mapping[str, Device] = {
     "lfe5u-85f": Device("ecp5", ("--85k",), "CABGA381", "6", 100),
+    "lfe5um5g-85f": Device("ecp5", ("--um5g-85k",), "CABGA554", "8", 100),
     "lfe5u-45f": Device("ecp5", ("--45k",), "CABGA381", "6", 100),
     "lfe5u-25f": Device("ecp5", ("--25k",), "CABGA381", "6", 100),
     "hx8k": Device("ice40", ("--hx8k",), "ct256", "", 80),

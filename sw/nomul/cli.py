@@ -356,7 +356,8 @@ def synth(
         help="Place and route for this clock; exit code 1 if it is missed.")] = None,
     device: Annotated[str | None, typer.Option(
         metavar="NAME", show_default=False,
-        help="Place and route for this chip: lfe5u-25f, lfe5u-45f, lfe5u-85f, hx8k, up5k, gw1nr-9, gw2ar-18.")] = None,
+        help="Place and route for this chip: lfe5u-25f, lfe5u-45f, lfe5u-85f, lfe5um5g-85f, hx8k, up5k, gw1nr-9, "
+             "gw2ar-18.")] = None,
     package: Annotated[str, typer.Option(metavar="NAME", show_default=False,
                                          help="The chip's package, other than the usual one.")] = "",
     speed: Annotated[str, typer.Option(metavar="GRADE", show_default=False,

@@ -50,7 +50,7 @@ endmodule
 """
 
 
-@pytest.mark.parametrize("device", ["lfe5u-25f", "hx8k", "gw1nr-9"])
+@pytest.mark.parametrize("device", ["lfe5u-25f", "lfe5um5g-85f", "hx8k", "gw1nr-9"])
 def test_modules_and_clock(device):
     said = []
     result = place_and_route(CHAIN, "chain", device, seeds=(1, 2), progress=said.append)

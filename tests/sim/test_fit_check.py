@@ -44,7 +44,7 @@ def test_what_is_compared(routed, capsys):
 
 def test_chips_and_mistakes(capsys):
     assert [fit_check.device_of(board) for board in BOARDS.values() if board.family != "xilinx"] == [
-        "lfe5u-85f", "lfe5u-45f", "lfe5u-25f", "up5k", "hx8k", "gw1nr-9"]
+        "lfe5u-85f", "lfe5u-45f", "lfe5um5g-85f", "lfe5u-25f", "up5k", "hx8k", "gw1nr-9"]
     with pytest.raises(ValueError, match=r"^nothing places and routes XC7A35T$"):
         fit_check.device_of(BOARDS["arty-a7-35t"])
     assert set(fit_check._CELLS) == {device.family for device in DEVICES.values()}

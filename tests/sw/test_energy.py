@@ -52,7 +52,7 @@ class Probe:
     def __init__(self, monkeypatch):
         self.parts, self.counts = {}, Counter()
         for module, name in (("accelerator", "BlockRAM"), ("accelerator", "Sequencer"), ("accelerator", "Accumulator"),
-                             ("accelerator", "ChannelUnit"), ("accelerator", "WindowUnit"),
+                             ("accelerator", "ChannelUnit"), ("accelerator", "WindowUnit"), ("accelerator", "AddressGenerator"),
                              ("accelerator", "OutputStage"), ("accumulator", "BlockRAM"), ("output", "BlockRAM"),
                              ("sequencer", "BlockRAM"), ("window", "BlockRAM")):
             home = import_module(f"nomul_hw.{module}")
@@ -69,14 +69,23 @@ class Probe:
         """Count from now on, in cycles in which the machine is busy."""
         parts, config = self.parts, dut.config
         memories = parts["accelerator.BlockRAM"]
-        named = {"activation": memories[:2], "weight": memories[2:], "accumulator": parts["accumulator.BlockRAM"],
-                 "parameter": parts["output.BlockRAM"], "descriptor": parts["sequencer.BlockRAM"],
-                 "line": parts.get("window.BlockRAM", [])}
+        named = {"weight": memories[2:], "accumulator": parts["accumulator.BlockRAM"],
+                 "descriptor": parts["sequencer.BlockRAM"], "line": parts.get("window.BlockRAM", [])}
+        (generator,), (output,) = parts["accelerator.AddressGenerator"], parts["accelerator.OutputStage"]
+        issued, written = generator.token.valid, output.parts.any()
         signals = [("busy", parts["accelerator.Sequencer"][0].busy, 1),
-                   ("sums", parts["accelerator.Accumulator"][0].token.valid, config.cols),
+                   ("sums", parts["accelerator.Accumulator"][0].upcoming.valid, config.cols),
                    ("pooled", parts["accelerator.ChannelUnit"][0].token.valid, config.depth),
-                   ("requantized", parts["accelerator.OutputStage"][0].parts, config.requantize_lanes),
-                   ("residuals", parts["accelerator.OutputStage"][0].skip_enable, config.requantize_lanes)]
+                   ("requantized", output.parts, config.requantize_lanes),
+                   ("residuals", written & output.layer.skip, config.requantize_lanes),
+                   # Activation banks and parameters are read in every cycle: these are the words that are used, those of
+                   # the second ports in both banks, and the first parameters of a layer before there is a sum.
+                   ("activation_reads", issued, config.act_word_bits),
+                   ("activation_reads", written & output.layer.skip, config.act_word_bits),
+                   ("activation_reads", (issued & generator.layer.pair).replicate(2), config.act_word_bits),
+                   ("activation_writes", output.parts, config.act_word_bits // config.word_chunks),
+                   ("parameter_reads", written, parts["output.BlockRAM"][0].width),
+                   ("parameter_reads", output.start, parts["output.BlockRAM"][0].width)]
         signals += [("window", unit.token.valid, config.depth) for unit in parts.get("accelerator.WindowUnit", [])]
         for name, rams in named.items():
             for ram in rams:
