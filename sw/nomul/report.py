@@ -348,7 +348,9 @@ def routing_table(result: "Synthesis", routing: "Routing", macs_per_cycle: int) 
 
 def _placed_table(routing: "Routing") -> Table:
     """What is occupied on the chip, module by module."""
-    kinds = [kind for kind, (used, _) in routing.used.items() if used > 1 and not kind.endswith(("IO", "IOB"))]
+    # Buffers of pins are no cells of their own: some chips count none of them.
+    kinds = [kind for kind, (used, available) in routing.used.items()
+             if used > 1 and available and not kind.endswith(("IO", "IOB"))]
     cells = _table("<module", *kinds)
     for name, counts in routing.modules.items():
         if any(kind in counts for kind in kinds):

@@ -59,7 +59,7 @@ def placed(monkeypatch):
         (folder / "placed.json").write_text("{}")
         routing = Routing(board.chip, "", "", ("Yosys", "nextpnr"), "nextpnr", {1: given["achieved"]},
                           Route("generator.a", "array.b", 16.7, 9.0, (Hop("generator", 3, 9.0), Hop("array", 2, 7.7))),
-                          {"TRELLIS_COMB": (1000, 83640)}, {"array": {"TRELLIS_COMB": 900}})
+                          {"TRELLIS_COMB": (1000, 83640), "TBUF": (3, 0)}, {"array": {"TRELLIS_COMB": 900}})
         return routing, bitstream if given["achieved"] >= clock else None
 
     monkeypatch.setattr(build_module, "generate", generate)

@@ -52,7 +52,8 @@ class Probe:
     def __init__(self, monkeypatch):
         self.parts, self.counts = {}, Counter()
         for module, name in (("accelerator", "BlockRAM"), ("accelerator", "Sequencer"), ("accelerator", "Accumulator"),
-                             ("accelerator", "ChannelUnit"), ("accelerator", "WindowUnit"), ("accelerator", "AddressGenerator"),
+                             ("accelerator", "ChannelUnit"), ("accelerator", "WindowUnit"),
+                             ("accelerator", "AddressGenerator"),
                              ("accelerator", "OutputStage"), ("accumulator", "BlockRAM"), ("output", "BlockRAM"),
                              ("sequencer", "BlockRAM"), ("window", "BlockRAM")):
             home = import_module(f"nomul_hw.{module}")
@@ -78,8 +79,8 @@ class Probe:
                    ("pooled", parts["accelerator.ChannelUnit"][0].token.valid, config.depth),
                    ("requantized", output.parts, config.requantize_lanes),
                    ("residuals", written & output.layer.skip, config.requantize_lanes),
-                   # Activation banks and parameters are read in every cycle: these are the words that are used, those of
-                   # the second ports in both banks, and the first parameters of a layer before there is a sum.
+                   # Activation banks and parameters are read in every cycle: these are the words that are used, those
+                   # of the second ports in both banks, and a layer's first parameters, before there is a sum.
                    ("activation_reads", issued, config.act_word_bits),
                    ("activation_reads", written & output.layer.skip, config.act_word_bits),
                    ("activation_reads", (issued & generator.layer.pair).replicate(2), config.act_word_bits),
