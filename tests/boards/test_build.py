@@ -89,7 +89,7 @@ def test_what_is_written(network, placed, tmp_path):
     assert program.config == CONFIG == load_config(out / "array.toml")
     report = json.loads((out / "report.json").read_text())
     assert report["clock_mhz"] == 50 and report["met"] and report["cycles"] == program.estimate().cycles
-    assert report["routing"]["used"] == {"TRELLIS_COMB": [1000, 83640]}
+    assert report["routing"]["used"] == {"TRELLIS_COMB": [1000, 83640], "TBUF": [3, 0]}
     assert "generator.a to array.b" in (out / "report.txt").read_text()
     assert document["commands"] == [
         f"openFPGALoader -b ulx3s {out}/ulx3s-85f.bit",
