@@ -69,9 +69,9 @@ class Device:
 #: Chips by name. The first of a family is the one that is taken if none is named.
 DEVICES: Mapping[str, Device] = {
     "lfe5u-85f": Device("ecp5", ("--85k",), "CABGA381", "6", 100),
-    "lfe5um5g-85f": Device("ecp5", ("--um5g-85k",), "CABGA554", "8", 100),
     "lfe5u-45f": Device("ecp5", ("--45k",), "CABGA381", "6", 100),
     "lfe5u-25f": Device("ecp5", ("--25k",), "CABGA381", "6", 100),
+    "lfe5um5g-85f": Device("ecp5", ("--um5g-85k",), "CABGA554", "8", 100),
     "hx8k": Device("ice40", ("--hx8k",), "ct256", "", 80),
     "up5k": Device("ice40", ("--up5k",), "sg48", "", 24),
     "gw1nr-9": Device("gowin", ("--device", "GW1NR-LV9QN88PC6/I5", "--vopt", "family=GW1N-9C"), "", "", 60,
