@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from .synth import TOP, SynthesisError, apart, run_yosys, top_instances
+from .synth import TOP, SynthesisError, apart, module_bodies, run_yosys, top_instances
 
 __all__ = ["CellArea", "CellSynthesis", "find_liberty", "synthesize_cells"]
 
@@ -130,7 +130,7 @@ def synthesize_cells(verilog: str, top: str, liberty: Path) -> CellSynthesis:
         raise SynthesisError(f"{liberty}: has no cell of a NAND of two inputs")
     name = re.search(r"\blibrary\s*\(\s*\"?([\w.-]+)", library)
     instances = top_instances(verilog, top)
-    bodies = dict(re.findall(r"^module (\w+)(.*?)^endmodule", verilog, re.MULTILINE | re.DOTALL))
+    bodies = module_bodies(verilog)
     memories = {module: bits for module, body in bodies.items() if (bits := _memory_bits(body))}
     file = f'"{liberty.absolute().as_posix()}"'
     stat, version = run_yosys([

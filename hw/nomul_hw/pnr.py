@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from .families import FAMILIES
-from .synth import TOP, SynthesisError, run_yosys, top_instances
+from .synth import TOP, SynthesisError, module_bodies, run_yosys, top_instances
 
 __all__ = ["DEVICES", "HARNESS", "Device", "Hop", "Mapped", "Route", "Routing", "best_of", "default_device",
            "find_chip", "keep_names", "map_design", "nextpnr_version", "place_and_route", "read_routing", "route",
@@ -454,10 +454,8 @@ def read_routing(folder: Path, *, device: str, package: str = "", speed: str = "
 
 def _harness(verilog: str, top: str) -> str:
     """Module that feeds a design's inputs from one shift register and empties its outputs into another."""
-    body = re.search(rf"^module {top}\b.*?^endmodule", verilog, re.MULTILINE | re.DOTALL)
-    assert body is not None  # top_instances has looked for it
     ports = [(direction, name, int(high or 0) + 1) for direction, high, name in
-             re.findall(r"^  (input|output) (?:\[(\d+):0\] )?(\w+) *;", body[0], re.MULTILINE)]
+             re.findall(r"^  (input|output) (?:\[(\d+):0\] )?(\w+) *;", module_bodies(verilog)[top], re.MULTILINE)]
     fed = [(name, width) for direction, name, width in ports if direction == "input" and name not in ("clk", "rst")]
     seen = [(name, width) for direction, name, width in ports if direction == "output"]
     inputs, outputs = (max(1, sum(width for _, width in group)) for group in (fed, seen))
@@ -499,7 +497,7 @@ def keep_names(verilog: str, levels: Mapping[str, str], hidden: Sequence[str] = 
     hidden : sequence of str
         Other wires that only connect.
     """
-    bodies = dict(re.findall(r"^module (\w+)(.*?)^endmodule", verilog, re.MULTILINE | re.DOTALL))
+    bodies = module_bodies(verilog)
     inputs = [f"w:{path}.{instance}.{port}" for path, level in levels.items()
               for instance, module in top_instances(verilog, level).items()
               for port in re.findall(r"^  input (?:\[\d+:0\] )?\\?(\S+?) ?;", bodies[module], re.MULTILINE)]

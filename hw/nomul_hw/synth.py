@@ -18,7 +18,17 @@ from typing import Any
 from .families import FAMILIES, Cost, Family
 from .lint import Tool, find_yosys
 
-__all__ = ["TOP", "Synthesis", "SynthesisError", "apart", "run_yosys", "synthesize", "top_instances", "yosys_version"]
+__all__ = [
+    "TOP",
+    "Synthesis",
+    "SynthesisError",
+    "apart",
+    "module_bodies",
+    "run_yosys",
+    "synthesize",
+    "top_instances",
+    "yosys_version",
+]
 
 #: Row of what belongs to the top module itself.
 TOP = "top"
@@ -150,13 +160,17 @@ def top_instances(verilog: str, top: str) -> dict[str, str]:
     SynthesisError
         If there is no such top module.
     """
-    modules = set(re.findall(r"^module (\w+)", verilog, re.MULTILINE))
-    body = re.search(rf"^module {top}\b.*?^endmodule", verilog, re.MULTILINE | re.DOTALL)
-    if body is None:
+    modules = module_bodies(verilog)
+    if top not in modules:
         raise SynthesisError(f"there is no module {top!r}")
     # A name that is a keyword of the language is escaped, and ends with a space.
-    found = re.findall(r"^  (\w+) \\?(\w+) +\($", body[0], re.MULTILINE)
+    found = re.findall(r"^  (\w+) \\?(\w+) +\($", modules[top], re.MULTILINE)
     return {name: module for module, name in found if module in modules}
+
+
+def module_bodies(verilog: str) -> dict[str, str]:
+    """What stands in each module, ports first, by the module's name."""
+    return dict(re.findall(r"^module (\w+)(.*?)^endmodule", verilog, re.MULTILINE | re.DOTALL))
 
 
 def apart(top: str, kept: Iterable[str], left_out: Iterable[str] = ()) -> list[str]:
