@@ -229,8 +229,8 @@ class Accelerator(wiring.Component):
             *(output.pooled[lane].eq(pooled[lane]) for lane in range(config.depth)),
         ]
 
-        # Memory ports: the machine's while it runs, a cycle late, else the host's: nothing is issued in a run's first
-        # cycles. What is read where nothing was issued does not matter, so that no enable waits for that decision.
+        # Memory ports: the machine's while it runs, a cycle late, else the host's: a run's first cycles read and write
+        # nothing. The input's bank is read for the address generator, the other one for the skip tensor.
         running = Signal()
         m.d.sync += running.eq(sequencer.busy)
         m.d.comb += output.skip_word.eq(Mux(bank_at_memory, banks[0].read_data, banks[1].read_data))
@@ -239,11 +239,11 @@ class Accelerator(wiring.Component):
             write_address = output.address
             if config.memory.lines:
                 write_address = Mux(layer.pair & (layer.in_bank == index), generator.address - 1, output.address)
-                m.d.comb += bank.second_enable.eq(layer.pair)
+                m.d.comb += bank.second_enable.eq(layer.pair & (layer.in_bank == index) & generator.reads)
             m.d.comb += [
                 bank.read_address.eq(Mux(running, Mux(
                     layer.in_bank == index, generator.address, output.skip_address), host.address)),
-                bank.read_enable.eq(running | host.read[index]),
+                bank.read_enable.eq(Mux(layer.in_bank == index, generator.reads, output.skip_read) | host.read[index]),
                 bank.write_address.eq(Mux(running, write_address, host.address)),
                 bank.write_data.eq(Mux(running, output.code.as_value().replicate(config.word_chunks),
                                        host.word(target))),

@@ -46,6 +46,9 @@ class AddressGenerator(wiring.Component):
         A further weight tile may be started.
     address : Out
         Word address in the input bank, for the token of this cycle.
+    reads : Out(1)
+        The address has just moved: its word is to be read now, and is kept until it is issued. Every word is read
+        once, and what enables memory does not wait for the decision whether a word is issued.
     token : Out(token_layout)
         The word issued in this cycle.
     outside : Out(1)
@@ -69,6 +72,7 @@ class AddressGenerator(wiring.Component):
             "start": In(1),
             "weights_ready": In(1),
             "address": Out(address_bits(config.memory.activations)),
+            "reads": Out(1),
             "token": Out(token_layout(config)),
             "outside": Out(1),
             "window": Out(window_layout(config)),
@@ -195,6 +199,7 @@ class AddressGenerator(wiring.Component):
             with m.If(self.start | token.valid):
                 m.d.sync += place.eq(place + move)
 
+        m.d.sync += self.reads.eq(self.start | (token.valid & ~token.layer_last))
         with m.If(self.start):
             m.d.sync += [self.running.eq(1), holding.eq(0)]
         with m.If(token.valid & token.layer_last):

@@ -50,7 +50,7 @@ class OutputStage(wiring.Component):
         Results of the channel unit or the window unit, and two cycles before them their token.
     parameter_address, parameter_write, parameter_data
         Write port of parameter memory.
-    skip_address, skip_word
+    skip_address, skip_read, skip_word
         Read port of the bank that holds the skip tensor; the word comes one cycle after its address.
     address, parts, code : Out
         Write port of the output bank: word address, one bit per chunk of a word, and the codes of the chunk.
@@ -77,6 +77,7 @@ class OutputStage(wiring.Component):
             "parameter_write": In(1),
             "parameter_data": In(config.requantize_lanes * parameter_layout(config).size),
             "skip_address": Out(address_bits(config.memory.activations)),
+            "skip_read": Out(1),
             "skip_word": In(data.ArrayLayout(signed(config.act_bits), config.depth)),
             "address": Out(address_bits(config.memory.activations)),
             "parts": Out(config.word_chunks),
@@ -148,13 +149,15 @@ class OutputStage(wiring.Component):
         with m.If(self.start | taking):
             m.d.sync += here.eq(upcoming)
 
-        # A chunk's parameters are read with its position, and are in a register when its sums are there. What is read
-        # without a token does not matter.
+        # A chunk's parameters are read when the position has just come to it, and are in a register when its sums are
+        # there. So memory is not enabled by what only then decides where the next chunk belongs.
+        moved = Signal()
+        m.d.sync += moved.eq(self.start | taking)
         m.submodules.parameters = parameters = BlockRAM(
             width=len(self.parameter_data), depth=config.memory.parameters, table=self.table)
         m.d.comb += [
             parameters.read_address.eq(here.parameters),
-            parameters.read_enable.eq(1),
+            parameters.read_enable.eq(moved),
             parameters.write_address.eq(self.parameter_address),
             parameters.write_enable.eq(self.parameter_write),
             parameters.write_data.eq(self.parameter_data),
@@ -178,7 +181,10 @@ class OutputStage(wiring.Component):
         m.d.sync += [later.eq(stage) for stage, later in pairwise(stages)]
 
         # The skip tensor's chunk is read where the output will be written, in time for the end of the gain.
-        m.d.sync += self.skip_address.eq(stages[LEAD].address + layer.skip_address[:len(self.address)])
+        m.d.sync += [
+            self.skip_address.eq(stages[LEAD].address + layer.skip_address[:len(self.address)]),
+            self.skip_read.eq(stages[LEAD].valid & layer.skip),
+        ]
 
         for lane in range(lanes):
             m.submodules[f"requantizer_{lane}"] = requantizer = Requantizer(config)

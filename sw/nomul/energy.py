@@ -130,8 +130,7 @@ def layer_work(config: ArrayConfig, layer: Mapping[str, int]) -> Work:
     return Work(
         products=products, multiples=multiples, sums=sums, pooled=pooled,
         requantized=channels, residuals=channels * skip,
-        # For a pair both banks read at their second port, though only the input's is of use.
-        activation_reads=(words * (1 + 2 * pair) + written * skip) * word, activation_writes=channels * config.act_bits,
+        activation_reads=(words * (1 + pair) + written * skip) * word, activation_writes=channels * config.act_bits,
         accumulator_reads=between, accumulator_writes=between,
         weight_reads=weights, weight_writes=weights if streams else 0,
         line_reads=lines, line_writes=lines if op.is_window else 0,

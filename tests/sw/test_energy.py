@@ -53,7 +53,6 @@ class Probe:
         self.parts, self.counts = {}, Counter()
         for module, name in (("accelerator", "BlockRAM"), ("accelerator", "Sequencer"), ("accelerator", "Accumulator"),
                              ("accelerator", "ChannelUnit"), ("accelerator", "WindowUnit"),
-                             ("accelerator", "AddressGenerator"),
                              ("accelerator", "OutputStage"), ("accumulator", "BlockRAM"), ("output", "BlockRAM"),
                              ("sequencer", "BlockRAM"), ("window", "BlockRAM")):
             home = import_module(f"nomul_hw.{module}")
@@ -71,22 +70,14 @@ class Probe:
         parts, config = self.parts, dut.config
         memories = parts["accelerator.BlockRAM"]
         named = {"weight": memories[2:], "accumulator": parts["accumulator.BlockRAM"],
-                 "descriptor": parts["sequencer.BlockRAM"], "line": parts.get("window.BlockRAM", [])}
-        (generator,), (output,) = parts["accelerator.AddressGenerator"], parts["accelerator.OutputStage"]
-        issued, written = generator.token.valid, output.parts.any()
+                 "descriptor": parts["sequencer.BlockRAM"], "line": parts.get("window.BlockRAM", []),
+                 "activation": memories[:2], "parameter": parts["output.BlockRAM"]}
+        (output,) = parts["accelerator.OutputStage"]
         signals = [("busy", parts["accelerator.Sequencer"][0].busy, 1),
                    ("sums", parts["accelerator.Accumulator"][0].upcoming.valid, config.cols),
                    ("pooled", parts["accelerator.ChannelUnit"][0].token.valid, config.depth),
                    ("requantized", output.parts, config.requantize_lanes),
-                   ("residuals", written & output.layer.skip, config.requantize_lanes),
-                   # Activation banks and parameters are read in every cycle: these are the words that are used, those
-                   # of the second ports in both banks, and a layer's first parameters, before there is a sum.
-                   ("activation_reads", issued, config.act_word_bits),
-                   ("activation_reads", written & output.layer.skip, config.act_word_bits),
-                   ("activation_reads", (issued & generator.layer.pair).replicate(2), config.act_word_bits),
-                   ("activation_writes", output.parts, config.act_word_bits // config.word_chunks),
-                   ("parameter_reads", written, parts["output.BlockRAM"][0].width),
-                   ("parameter_reads", output.start, parts["output.BlockRAM"][0].width)]
+                   ("residuals", output.parts.any() & output.layer.skip, config.requantize_lanes)]
         signals += [("window", unit.token.valid, config.depth) for unit in parts.get("accelerator.WindowUnit", [])]
         for name, rams in named.items():
             for ram in rams:
@@ -133,7 +124,7 @@ def test_counts_are_those_of_the_hardware(make, config, monkeypatch):
     expected = {name: value for name, value in asdict(total).items() if name not in ("products", "multiples", "host")}
     # A position in the window unit is nine products of a channel, or four comparisons.
     words = {op: sum(layer_work(config, layer.values).activation_reads // config.act_word_bits
-                     // (1 + 2 * layer.values.get("pair", 0)) * config.depth
+                     // (1 + layer.values.get("pair", 0)) * config.depth
                      for layer in program.layers if layer.values["op"] == op) for op in (3, 4)}
     assert found.pop("window", 0) == sum(words.values())
     found["pooled"] += 4 * words[4]
