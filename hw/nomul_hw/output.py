@@ -180,11 +180,16 @@ class OutputStage(wiring.Component):
         ]
         m.d.sync += [later.eq(stage) for stage, later in pairwise(stages)]
 
-        # The skip tensor's chunk is read where the output will be written, in time for the end of the gain.
+        # The skip tensor's chunk is read where the output will be written, and is in a register at the end of the gain.
+        before = stages[LEAD - 1]
         m.d.sync += [
-            self.skip_address.eq(stages[LEAD].address + layer.skip_address[:len(self.address)]),
-            self.skip_read.eq(stages[LEAD].valid & layer.skip),
+            self.skip_address.eq(before.address + layer.skip_address[:len(self.address)]),
+            self.skip_read.eq(before.valid & layer.skip),
         ]
+        skip = Signal(data.ArrayLayout(signed(config.act_bits), lanes), reset_less=True)
+        for lane in range(lanes):
+            m.d.sync += skip[lane].eq(_one_of(stages[LEAD + 1].part, [
+                self.skip_word[index * lanes + lane] for index in range(config.word_chunks)]))
 
         for lane in range(lanes):
             m.submodules[f"requantizer_{lane}"] = requantizer = Requantizer(config)
@@ -195,8 +200,7 @@ class OutputStage(wiring.Component):
                     _pick(m, f"pool_{lane}", taken, [self.pooled[at + lane] for at in range(0, config.depth, lanes)]),
                 )),
                 requantizer.parameters.eq(gains.word_select(lane, parameter_layout(config).size)),
-                requantizer.skip.eq(_one_of(stages[LEAD + 2].part, [
-                    self.skip_word[index * lanes + lane] for index in range(config.word_chunks)])),
+                requantizer.skip.eq(skip[lane]),
                 requantizer.adds.eq(layer.skip),
                 requantizer.drop.eq(layer.skip_drop),
                 requantizer.slack.eq(layer.slack),
