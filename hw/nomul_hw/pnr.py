@@ -399,9 +399,9 @@ def run_nextpnr(program: Sequence[str], arguments: Sequence[str], folder: Path, 
     Raises
     ------
     SynthesisError
-        If it fails: with its first error.
+        If it fails: with its first error, and what the design takes of the chip, as far as that is known.
     """
-    said, routed = [], False
+    said, routed, shares = [], False, dict[str, int]()
     with subprocess.Popen([*program, *arguments], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                           text=True, errors="replace") as process:
         assert process.stdout is not None
@@ -411,11 +411,15 @@ def run_nextpnr(program: Sequence[str], arguments: Sequence[str], folder: Path, 
                     tell(stage)
             if (found := re.search(r"Max frequency for clock .*: ([\d.]+) MHz", line)) and not routed:
                 tell(f"{float(found[1]):.1f} MHz before routing")
+            if found := re.match(r"Info:\s+(\w+):\s+\d+/\s*\d+\s+(\d+)%", line):
+                shares[found[1]] = int(found[2])
             routed |= "Routing.." in line or "Router" in line
             if line.startswith("ERROR"):
                 said.append(line.strip())
     if process.returncode:
-        raise SynthesisError(f"nextpnr: {said[0] if said else f'ended with status {process.returncode}'}")
+        fullest = sorted(shares, key=lambda kind: -shares[kind])[:3]
+        taken = f" ({', '.join(f'{kind} {shares[kind]} %' for kind in fullest)})" if fullest else ""
+        raise SynthesisError(f"nextpnr: {said[0] if said else f'ended with status {process.returncode}'}{taken}")
 
 
 def read_routing(folder: Path, *, device: str, package: str = "", speed: str = "", tools: tuple[str, str],
