@@ -253,9 +253,19 @@ def _other(config: ArrayConfig) -> list[float]:
             log2(config.memory.activations), log2(config.memory.layers), 1]
 
 
+def _host(config: ArrayConfig) -> list[float]:
+    """It collects a word of any target, of so many of the host's words."""
+    widest = max(target_word_bits(config, target) for target in Target)
+    return [-(-widest // HOST_BITS) * HOST_BITS, *_other(config)]
+
+
+def _top(config: ArrayConfig) -> list[float]:
+    return [config.rows, config.cols, *_other(config)]
+
+
 #: By the name of an instance; the array has its own, all others are :func:`_other`.
 FEATURES: Mapping[str, Callable[[ArrayConfig], list[float]]] = {
-    "output": _output, "accumulator": _accumulator, "channel": _channel, "window_unit": _window}
+    "output": _output, "accumulator": _accumulator, "channel": _channel, "window_unit": _window, "host": _host, "top": _top}
 
 
 def _memory(family: str, depth: int, width: int, parts: int = 1, second: bool = False) -> Cost:

@@ -56,6 +56,16 @@ def test_sums_are_found():
     assert max(PREDICTOR.errors.worst.values()) < 0.1 and "LUT 0." in str(PREDICTOR.errors)
 
 
+def test_flip_flops_take_the_places_of_luts():
+    """Where a LUT and a flip-flop are one cell."""
+    config = ArrayConfig("ternary", 8, 8)
+    for family in FAMILIES:
+        predictor = Predictor(family, SWEEP, PRODUCTS)
+        counted, found = sum(predictor.modules(config).values(), Cost()), predictor.predict(config)
+        assert found.ff == counted.ff and found.lut - counted.lut == round(area.LONE.get(family, 0) * counted.ff)
+        assert (found.lut > counted.lut) == (family in ("ice40", "gowin"))
+
+
 def test_products_are_measured_or_like_what_was():
     elements = Elements(PRODUCTS)
     found = [elements.logic(ArrayConfig("exp4", 8, 8, lanes)) for lanes in (1, 2, 4, 8)]
