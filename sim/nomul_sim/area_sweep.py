@@ -70,12 +70,10 @@ ELEMENTS: tuple[ArrayConfig, ...] = tuple(
     for element in pe_table.ELEMENTS if element.kind != "*" for lanes in pe_table.USUAL_LANES)
 
 def selected(family: str) -> tuple[tuple[ArrayConfig, ...], tuple[ArrayConfig, ...]]:
-    """Accelerators and arrays of a family's sweep: all for ECP5, a few small ones for others, most of whose boards hold
-    little more."""
+    """Accelerators and arrays of a family's sweep: all for ECP5, for others a few, as small as their boards."""
     if family == "ecp5":
         return ACCELERATORS, ARRAYS
-    return (tuple(config for config in ACCELERATORS
-                  if config.rows == 4 and config.macs_per_cycle <= 64 and config.act_bits == 8),
+    return (tuple(ACCELERATORS[index] for index in (0, 2, 4, 5)),
             tuple(config for config in ARRAYS if config.macs_per_cycle <= 16))
 
 
@@ -123,9 +121,12 @@ def synthesize_trimmed(config: ArrayConfig, family: str) -> Synthesis:
         If Yosys is missing or fails.
     """
     verilog = accelerator_verilog(config, family=family)
-    return Synthesis.from_dict(cached_json("trimmed", [verilog, family, str(FAMILIES[family]), str(_TRIM), yosys_version()],
-                                           lambda: synthesize(trim(verilog, ACCELERATOR), ACCELERATOR, family,
-                                                              left_out=("array",)).to_dict()))
+
+    def make() -> dict[str, Any]:
+        return synthesize(trim(verilog, ACCELERATOR), ACCELERATOR, family, left_out=("array",)).to_dict()
+
+    how = [str(FAMILIES[family]), str(_TRIM), yosys_version()]
+    return Synthesis.from_dict(cached_json("trimmed", [verilog, family, *how], make))
 
 
 def _beside(config: ArrayConfig, family: str) -> dict[str, Cost]:

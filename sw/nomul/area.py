@@ -3,8 +3,8 @@
 Every module is a sum of a few things that its configuration tells: products, bits of sums, registers, bits of words, a
 constant. What each of them costs is fitted, without negative costs, to a stored sweep of small accelerators that were
 synthesized (``python -m nomul_sim.area_sweep FAMILY``). What the logic of a product costs is no sum of simple things,
-so the sweep has the elements of all formats by themselves too. Memories are computed: from what the chip can make them of,
-as Yosys chooses it. How far off it is says the sweep itself: each of its accelerators is predicted from the others.
+so the sweep has the elements of all formats by themselves too. Memories are computed: from what the chip can make them
+of, as Yosys chooses it. How far off it is says the sweep itself: each of its accelerators is predicted from the others.
 """
 
 import json
@@ -71,8 +71,8 @@ class Ram:
 
 _NARROW = (1, 2, 4, 9, 18)
 
-#: By family, as its files for ``memory_libmap`` say (Yosys 0.70); of those of equal price the first is taken. iCE40 UP5K's
-#: large single-port memories are none for Yosys unless it is asked for them.
+#: By family, as its files for ``memory_libmap`` say (Yosys 0.70); of those of equal price the first is taken. The large
+#: single-port memories of iCE40 UP5K are not used: Yosys takes them only if it is told to.
 RAMS: Mapping[str, tuple[Ram, ...]] = {
     "ecp5": (Ram(16, (4,), 4, Cost(lut=6), byte=0),
              Ram(16384, _NARROW, 128, Cost(bram=1), shared=True),
@@ -94,8 +94,8 @@ RAMS: Mapping[str, tuple[Ram, ...]] = {
 #: LUTs per bit that one more memory behind others takes, to choose its words; a LUT of six inputs does more.
 CHOICE = {"ecp5": 0.85, "ice40": 0.9, "xilinx": 0.5, "gowin": 0.9}
 
-#: Share of the flip-flops that take a LUT's place: where a LUT and a flip-flop are one cell, a flip-flop without a LUT of its
-#: own in front of it leaves none for others.
+#: Share of the flip-flops that take a LUT's place: where a LUT and a flip-flop are one cell, a flip-flop without a LUT of
+#: its own in front of it leaves none for others.
 LONE = {"ice40": 0.8, "gowin": 0.8}
 
 
@@ -265,7 +265,8 @@ def _top(config: ArrayConfig) -> list[float]:
 
 #: By the name of an instance; the array has its own, all others are :func:`_other`.
 FEATURES: Mapping[str, Callable[[ArrayConfig], list[float]]] = {
-    "output": _output, "accumulator": _accumulator, "channel": _channel, "window_unit": _window, "host": _host, "top": _top}
+    "output": _output, "accumulator": _accumulator, "channel": _channel, "window_unit": _window, "host": _host,
+    "top": _top}
 
 
 def _memory(family: str, depth: int, width: int, parts: int = 1, second: bool = False) -> Cost:
@@ -427,15 +428,14 @@ class Predictor:
 
     @cached_property
     def errors(self) -> Errors:
-        """How far off it is, by leaving out one accelerator of the sweep after the other."""
+        """How far off it is, by leaving out one of the sweep after the other; what no other has does not count."""
         found: dict[str, list[float]] = {kind: [] for kind in FITTED}
         for at, one in enumerate(self.samples):
-            others = Predictor(self.family, [*self.samples[:at], *self.samples[at + 1 :]],
-                               self.elements).modules(one.config)
+            others = Predictor(self.family, [*self.samples[:at], *self.samples[at + 1 :]], self.elements)
+            guess, known = others.modules(one.config), [name for name in one.modules if name in others._fits]
             for kind in FITTED:
-                truth = getattr(one.total, kind)
-                guess = sum(getattr(cost, kind) for name, cost in others.items() if name in one.modules)
-                found[kind].append(abs(guess - truth) / max(1, truth))
+                truth = sum(getattr(one.modules[name], kind) for name in known)
+                found[kind].append(abs(sum(getattr(guess[name], kind) for name in known) - truth) / max(1, truth))
         return Errors({kind: float(np.mean(values)) for kind, values in found.items()},
                       {kind: max(values) for kind, values in found.items()})
 

@@ -25,7 +25,7 @@ SHAPE = network_shape(small_graph())
 
 
 def made_up(config: ArrayConfig) -> Sample:
-    """Costs that a sum of things explains: 9 LUTs a product, 2 a bit of sums, 1 a bit of words; 0.9 registers; memories."""
+    """Costs that a sum of things explains: 9 LUTs a product, 2 a bit of sums, 1 a bit of words, and memories."""
     sums = sum(config.sum_bits(row) for row in range(config.rows)) * config.cols
     modules = {**area._memories(config, "ecp5"),
                "array": Cost(lut=9 * config.macs_per_cycle + 2 * sums, ff=round(0.9 * area._array_ffs(config)[0])),
@@ -84,8 +84,8 @@ def test_no_cost_is_negative():
     assert gradient.min() > -1e-6 and gradient @ found == pytest.approx(0, abs=1e-6)
 
 
-#: Block RAMs that Yosys makes of memories (its ``memory_libmap``, run by itself): words, bits, parts, whether the port that
-#: writes reads too; on ECP5, iCE40, Gowin and Xilinx 7, of 16 or 18 kbit, 4 on iCE40.
+#: Block RAMs that Yosys makes of memories (its ``memory_libmap``, run by itself): words, bits, parts, whether the port
+#: that writes reads too; on ECP5, iCE40, Gowin and Xilinx 7, of 16 or 18 kbit, 4 on iCE40.
 MEMORIES = {
     (6, 16, 1, False): (0, 1, 0, 0), (32, 64, 1, False): (0, 4, 0, 0), (48, 32, 1, False): (1, 2, 1, 0),
     (64, 32, 1, True): (2, 4, 2, 0), (64, 64, 4, True): (4, 8, 4, 0), (64, 64, 1, False): (2, 4, 2, 0),
@@ -114,9 +114,10 @@ def test_memories_are_made_of_what_yosys_takes(family):
 def test_block_rams_follow_from_sizes():
     memory = MemoryConfig(activations=1024, weights=2048, parameters=2, accumulators=512, layers=1)
     config = ArrayConfig("ternary", memory=memory)
-    # Two banks of 1024 x 128, weights of 2048 x 32, accumulators of 512 x 384; parameters in LUTs, a descriptor as well.
+    # Two banks of 1024 x 128, weights of 2048 x 32, accumulators of 512 x 384; parameters in LUTs.
     sizes = area._memories(config, "ecp5")
-    assert [sizes[name].bram for name in ("bank_0", "bank_1", "weight_memory", "accumulator", "output")] == [8, 8, 4, 11, 0]
+    named = ("bank_0", "bank_1", "weight_memory", "accumulator", "output")
+    assert [sizes[name].bram for name in named] == [8, 8, 4, 11, 0]
     assert block_rams(config, "ecp5") == 2 * 8 + 4 + 11 + sizes["sequencer"].bram
     # Banks of two ports that read are 18 bits wide, or kept twice.
     lines = area._memories(replace(config, memory=replace(memory, lines=64, activations=512)), "ecp5")
