@@ -94,8 +94,8 @@ RAMS: Mapping[str, tuple[Ram, ...]] = {
 #: LUTs per bit that one more memory behind others takes, to choose its words; a LUT of six inputs does more.
 CHOICE = {"ecp5": 0.85, "ice40": 0.9, "xilinx": 0.5, "gowin": 0.9}
 
-#: Share of the flip-flops that take a LUT's place: where both are one cell, a flip-flop without a LUT of its own in front
-#: of it leaves none for others. That of iCE40 makes the iCEBreaker's build in docs/boards.md come out right.
+#: Share of the flip-flops that take a LUT's place: where both are one cell, a flip-flop without a LUT of its own leaves
+#: none for others. That of iCE40 makes the iCEBreaker's build in docs/boards.md come out right.
 LONE = {"ice40": 0.75}
 
 
