@@ -3,7 +3,8 @@
     python -m nomul_sim.area_sweep ecp5
 
 writes what every module takes into the package, where the predictor finds it. Syntheses that are in the cache are not
-repeated, so an interrupted sweep goes on. It is to be run again whenever the hardware changes.
+repeated, so an interrupted sweep goes on. It is to be run again whenever the hardware changes. Accelerators are trimmed
+first (:func:`trim`), so that what counts is what is left of a module in the whole.
 """
 
 import argparse
@@ -19,13 +20,15 @@ from nomul.report import json_text
 from nomul_hw.config import ArrayConfig, MemoryConfig
 from nomul_hw.families import FAMILIES, Cost
 from nomul_hw.formats import get_format
-from nomul_hw.synth import yosys_version
+from nomul_hw.synth import Synthesis, run_yosys, synthesize, yosys_version
 
 from . import pe_table
+from .cache import cached_json
 from .pe_table import Element, measure
-from .synthesis import synthesize_array, synthesize_beside
+from .synthesis import synthesize_array
+from .verilated import ACCELERATOR, accelerator_verilog
 
-__all__ = ["ACCELERATORS", "ARRAYS", "ELEMENTS", "main", "sweep"]
+__all__ = ["ACCELERATORS", "ARRAYS", "ELEMENTS", "main", "selected", "sweep", "synthesize_trimmed", "trim"]
 
 _SMALL = {"activations": 512, "weights": 512, "parameters": 64, "accumulators": 256, "layers": 16}
 
@@ -66,6 +69,13 @@ ELEMENTS: tuple[ArrayConfig, ...] = tuple(
     _config(element.format, 1, lanes, 1, pe=element.kind)
     for element in pe_table.ELEMENTS if element.kind != "*" for lanes in pe_table.USUAL_LANES)
 
+def selected(family: str) -> tuple[tuple[ArrayConfig, ...], tuple[ArrayConfig, ...]]:
+    """Accelerators and arrays of a family's sweep: all for ECP5, for others a few, as small as their boards."""
+    if family == "ecp5":
+        return ACCELERATORS, ARRAYS
+    return (tuple(ACCELERATORS[index] for index in (0, 2, 4, 5)),
+            tuple(config for config in ARRAYS if config.macs_per_cycle <= 16))
+
 
 def _element(config: ArrayConfig, family: str) -> dict[str, Cost]:
     found = measure(Element(config.format.name, config.pe), family, config.lanes, column=False)
@@ -76,12 +86,54 @@ def _array(config: ArrayConfig, family: str) -> dict[str, Cost]:
     return {"array": synthesize_array(config, family).total}
 
 
+#: Yosys' passes that drop, in every module, what no other one reads, and what ports that are constant decide. Three
+#: rounds: what is dropped in one module was the last that read something of another.
+_TRIM = ("proc", "opt", *["opt_hier", "opt"] * 3, "write_verilog -noattr result")
+
+
+def trim(verilog: str, top: str) -> str:
+    """Leave out of every module what the others make no use of; modules and instances keep their names.
+
+    Synthesis of a design as a whole does that, synthesis of modules that stay apart does not: the sequencer would keep
+    registers for all fields of layer descriptors, and a third of their bits has no use in most configurations.
+
+    Parameters
+    ----------
+    verilog : str
+        Content of one self-contained file.
+    top : str
+        Its top module, whose ports stay.
+
+    Raises
+    ------
+    nomul_hw.synth.SynthesisError
+        If Yosys is missing or fails.
+    """
+    return run_yosys([f"hierarchy -top {top}", *_TRIM], verilog)[0]
+
+
+def synthesize_trimmed(config: ArrayConfig, family: str) -> Synthesis:
+    """Synthesize all of an accelerator but its array, as much of it as the whole needs; or find it in the cache.
+
+    Raises
+    ------
+    nomul_hw.synth.SynthesisError
+        If Yosys is missing or fails.
+    """
+    verilog = accelerator_verilog(config, family=family)
+
+    def make() -> dict[str, Any]:
+        return synthesize(trim(verilog, ACCELERATOR), ACCELERATOR, family, left_out=("array",)).to_dict()
+
+    how = [str(FAMILIES[family]), str(_TRIM), yosys_version()]
+    return Synthesis.from_dict(cached_json("trimmed", [verilog, family, *how], make))
+
+
 def _beside(config: ArrayConfig, family: str) -> dict[str, Cost]:
-    return dict(sorted(synthesize_beside(config, family).modules.items()))
+    return dict(sorted(synthesize_trimmed(config, family).modules.items()))
 
 
-def sweep(family: str, accelerators: Sequence[ArrayConfig] = ACCELERATORS, arrays: Sequence[ArrayConfig] = ARRAYS,
-          elements: Sequence[ArrayConfig] = ELEMENTS) -> dict[str, Any]:
+def sweep(family: str, elements: Sequence[ArrayConfig] = ELEMENTS) -> dict[str, Any]:
     """Synthesize; returns what :func:`nomul.area.load_sweep` reads.
 
     Raises
@@ -89,6 +141,7 @@ def sweep(family: str, accelerators: Sequence[ArrayConfig] = ACCELERATORS, array
     nomul_hw.synth.SynthesisError
         If Yosys is missing or fails.
     """
+    accelerators, arrays = selected(family)
     work = [("elements", config, _element) for config in elements]
     work += [("results", config, _array) for config in arrays]
     work += [("results", config, _beside) for config in accelerators]

@@ -3,9 +3,8 @@
 Every module is a sum of a few things that its configuration tells: products, bits of sums, registers, bits of words, a
 constant. What each of them costs is fitted, without negative costs, to a stored sweep of small accelerators that were
 synthesized (``python -m nomul_sim.area_sweep FAMILY``). What the logic of a product costs is no sum of simple things,
-so the sweep has the elements of all formats by themselves too. Memories follow from their sizes and the shapes of the
-chip's block RAMs. How far off it is says the sweep itself: each of its accelerators is predicted from
-the others.
+so the sweep has the elements of all formats by themselves too. Memories are computed: from what the chip can make them
+of, as Yosys chooses it. How far off it is says the sweep itself: each of its accelerators is predicted from the others.
 """
 
 import json
@@ -35,26 +34,69 @@ FITTED = ("lut", "ff")
 #: Widths of the sum that the sweep's elements add to, and of their activations.
 ELEMENT_SUM_BITS, ELEMENT_ACT_BITS = 24, 8
 
-#: Words and bits of a block RAM, by family, the widest shape last.
-SHAPES: Mapping[str, tuple[tuple[int, int], ...]] = {
-    "ecp5": ((16384, 1), (8192, 2), (4096, 4), (2048, 9), (1024, 18), (512, 36)),
-    "ice40": ((2048, 2), (1024, 4), (512, 8), (256, 16)),
-    "xilinx": ((16384, 1), (8192, 2), (4096, 4), (2048, 9), (1024, 18), (512, 36)),
-    "gowin": ((16384, 1), (8192, 2), (4096, 4), (2048, 9), (1024, 18), (512, 36)),
+
+@dataclass(frozen=True)
+class Ram:
+    """What memories can be made of, with a port that reads and one that writes, and how Yosys weighs it.
+
+    Parameters
+    ----------
+    words : int
+        That it holds at its narrowest.
+    widths : tuple of int
+        Bits of a word that it can have; of each half as many words as of the one before.
+    price : float
+        In the measure of Yosys' ``memory_libmap``, in which a bit that is kept in a flip-flop has 1.
+    cost : Cost
+        Of one.
+    scale : float
+        Part of the price that counts by the bits that are used.
+    byte : int
+        Bits of a word that can be written by themselves; 0 if only the word can.
+    shared : bool
+        Whether the port that writes can read as well.
+    skip : int
+        How many of the widths cannot be written.
+    """
+
+    words: int
+    widths: tuple[int, ...]
+    price: float
+    cost: Cost
+    scale: float = 0
+    byte: int = 9
+    shared: bool = False
+    skip: int = 0
+
+
+_NARROW = (1, 2, 4, 9, 18)
+
+#: By family, as its files for ``memory_libmap`` say (Yosys 0.70); of those of equal price the first is taken. The large
+#: single-port memories of iCE40 UP5K are not used: Yosys takes them only if it is told to.
+RAMS: Mapping[str, tuple[Ram, ...]] = {
+    "ecp5": (Ram(16, (4,), 4, Cost(lut=6), byte=0),
+             Ram(16384, _NARROW, 128, Cost(bram=1), shared=True),
+             Ram(16384, (*_NARROW, 36), 128, Cost(bram=1), skip=3)),
+    "ice40": (Ram(2048, (2, 4, 8, 16), 64, Cost(bram=1), byte=1),),
+    "xilinx": (Ram(32, (6,), 8, Cost(lut=4), scale=7, byte=0), Ram(64, (3,), 8, Cost(lut=4), scale=7, byte=0),
+               Ram(32, (4,), 8, Cost(lut=4), scale=8, byte=0, shared=True),
+               Ram(64, (2,), 8, Cost(lut=4), scale=8, byte=0, shared=True),
+               Ram(16384, _NARROW, 129, Cost(bram=1), shared=True),
+               Ram(32768, (*_NARROW, 36), 257, Cost(bram=2), shared=True),
+               Ram(65536, (1,), 513, Cost(bram=4), shared=True),
+               Ram(16384, (*_NARROW, 36), 129, Cost(bram=1)),
+               Ram(32768, (*_NARROW, 36, 72), 257, Cost(bram=2))),
+    "gowin": (Ram(16, (4,), 4, Cost(lut=4), scale=4, byte=0),
+              Ram(16384, _NARROW, 128, Cost(bram=1), shared=True),
+              Ram(16384, (*_NARROW, 36), 128, Cost(bram=1))),
 }
 
-#: Memories are made of LUTs where block RAMs would hold no more bits than this each; on iCE40, where they hold no more
-#: than that altogether.
-SPARSE, SMALL_MEMORY = 1500, 2048
+#: LUTs per bit that one more memory behind others takes, to choose its words; a LUT of six inputs does more.
+CHOICE = {"ecp5": 0.85, "ice40": 0.9, "xilinx": 0.5, "gowin": 0.9}
 
-#: Words and bits of a small one, and how many LUTs that takes; iCE40 has none.
-LUT_WORDS, LUT_BITS, LUT_COST = 16, 4, {"ecp5": 6, "xilinx": 4, "gowin": 4}
-
-#: LUTs per bit that one more memory behind others takes, to choose its words.
-CHOICE = 0.46
-
-#: Bits that a block RAM, at its widest, can write by themselves; those of iCE40 any bit.
-WRITABLE = 9
+#: Share of the flip-flops that take a LUT's place: where both are one cell, a flip-flop without a LUT of its own leaves
+#: none for others. That of iCE40 makes the iCEBreaker's build in docs/boards.md come out right.
+LONE = {"ice40": 0.75}
 
 
 class AreaError(ValueError):
@@ -211,31 +253,47 @@ def _other(config: ArrayConfig) -> list[float]:
             log2(config.memory.activations), log2(config.memory.layers), 1]
 
 
+def _host(config: ArrayConfig) -> list[float]:
+    """It collects a word of any target, of so many of the host's words."""
+    widest = max(target_word_bits(config, target) for target in Target)
+    return [-(-widest // HOST_BITS) * HOST_BITS, *_other(config)]
+
+
+def _top(config: ArrayConfig) -> list[float]:
+    return [config.rows, config.cols, *_other(config)]
+
+
 #: By the name of an instance; the array has its own, all others are :func:`_other`.
 FEATURES: Mapping[str, Callable[[ArrayConfig], list[float]]] = {
-    "output": _output, "accumulator": _accumulator, "channel": _channel, "window_unit": _window}
+    "output": _output, "accumulator": _accumulator, "channel": _channel, "window_unit": _window, "host": _host,
+    "top": _top}
 
 
 def _memory(family: str, depth: int, width: int, parts: int = 1, second: bool = False) -> Cost:
-    """Cost of a memory of so many words, of parts of a width that are written by themselves.
+    """Cost of a memory of so many words, of parts of a width that are written by themselves, and ports that read.
 
-    Block RAMs are in the shape that takes fewest, in blocks of their own for each part or side by side in one; where
-    they are not deep enough, LUTs choose between them. With a second port that reads, blocks are not as wide as they
-    could be; iCE40, whose block RAMs have one port that reads, keeps two copies.
+    Yosys takes what is cheapest by its own measure: of every kind of memory in every width so many that hold all parts
+    of all words, side by side where parts of them are written by themselves; half of what chooses between them by bits
+    that are read, and by parts that are written; 2 for every port that only reads. For a port more than there is,
+    all is kept twice. Or all bits stand in flip-flops. What is read of LUTs and flip-flops gets a register.
     """
-    total = width * parts
-    shapes = SHAPES[family][:-1] if second and family != "ice40" else SHAPES[family]
-    *_, (words, bits) = shapes
-    room = width if family == "ice40" else -(-width // WRITABLE) * WRITABLE
-    blocks, deep = min((-(-depth // words) * -(-parts * room // bits), -(-depth // words)),
-                       *((-(-depth // words) * -(-width // bits) * parts, -(-depth // words))
-                         for words, bits in shapes))
-    if depth * total <= (SMALL_MEMORY if family == "ice40" else SPARSE * blocks):
-        deep = -(-depth // LUT_WORDS)
-        return Cost(lut=round(deep * -(-total // LUT_BITS) * LUT_COST.get(family, 0) + CHOICE * (deep - 1) * total),
-                    ff=total)
-    copies = 2 if second and family == "ice40" else 1
-    return Cost(lut=round(copies * CHOICE * (deep - 1) * total), bram=copies * blocks)
+    bits, reads = width * parts, 1 + second
+    best, chosen = float(bits * depth), Cost(
+        lut=round(CHOICE[family] * (depth - 1) * bits * reads), ff=bits * depth + bits * reads)
+    for ram in RAMS[family]:
+        copies = 1 if ram.shared else reads
+        for halved, unit in list(enumerate(ram.widths))[ram.skip:]:
+            byte = min(ram.byte, unit) or unit
+            slices = -(-depth // (ram.words >> halved))
+            count = -(-slices * parts * -(-width // byte) * byte // unit)
+            price = (copies * ((ram.price - ram.scale) * count + ram.scale * slices * bits / unit)
+                     + (slices - 1) * bits * reads / 2 + (slices * parts / 2 if slices > 1 else 0) + 2 * copies)
+            if price < best:
+                best = price
+                chosen = ram.cost * (count * copies) + Cost(
+                    lut=round(CHOICE[family] * (slices - 1) * bits * reads),
+                    ff=(bits * reads if not ram.cost.bram else 0) + (slices - 1).bit_length() * reads)
+    return chosen
 
 
 def _memories(config: ArrayConfig, family: str) -> dict[str, Cost]:
@@ -248,7 +306,7 @@ def _memories(config: ArrayConfig, family: str) -> dict[str, Cost]:
             _memory(family, memory.weights, config.weight_word_bits),
         "output": _memory(family, memory.parameters, target_word_bits(config, Target.PARAMETER)),
         "accumulator": _memory(family, memory.accumulators, config.cols * config.acc_bits),
-        "sequencer": _memory(family, memory.layers * DESCRIPTOR_WORDS, HOST_BITS),
+        "sequencer": _memory(family, 1 << (memory.layers * DESCRIPTOR_WORDS - 1).bit_length(), HOST_BITS),
         **({"window_unit": _memory(family, memory.lines, word) * 4} if second else {}),
     }
 
@@ -356,7 +414,7 @@ class Predictor:
         return result
 
     def predict(self, config: ArrayConfig) -> Cost:
-        """Cost of an accelerator.
+        """Cost of an accelerator; its LUTs with those whose places flip-flops take.
 
         Raises
         ------
@@ -365,19 +423,19 @@ class Predictor:
         """
         if all(one.config.pe != config.pe for one in self.samples):
             raise AreaError(f"No array with pe = {config.pe!r} is in the sweep of {self.family}")
-        return sum(self.modules(config).values(), Cost())
+        total = sum(self.modules(config).values(), Cost())
+        return total + Cost(lut=round(LONE.get(self.family, 0) * total.ff))
 
     @cached_property
     def errors(self) -> Errors:
-        """How far off it is, by leaving out one accelerator of the sweep after the other."""
+        """How far off it is, by leaving out one of the sweep after the other; what no other has does not count."""
         found: dict[str, list[float]] = {kind: [] for kind in FITTED}
         for at, one in enumerate(self.samples):
-            others = Predictor(self.family, [*self.samples[:at], *self.samples[at + 1 :]],
-                               self.elements).modules(one.config)
+            others = Predictor(self.family, [*self.samples[:at], *self.samples[at + 1 :]], self.elements)
+            guess, known = others.modules(one.config), [name for name in one.modules if name in others._fits]
             for kind in FITTED:
-                truth = getattr(one.total, kind)
-                guess = sum(getattr(cost, kind) for name, cost in others.items() if name in one.modules)
-                found[kind].append(abs(guess - truth) / max(1, truth))
+                truth = sum(getattr(one.modules[name], kind) for name in known)
+                found[kind].append(abs(sum(getattr(guess[name], kind) for name in known) - truth) / max(1, truth))
         return Errors({kind: float(np.mean(values)) for kind, values in found.items()},
                       {kind: max(values) for kind, values in found.items()})
 
