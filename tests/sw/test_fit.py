@@ -251,6 +251,13 @@ def test_what_lacks_is_told():
         load_predictor("abacus")
 
 
+def test_a_small_network_fits_small_chips():
+    """With the sweeps of the package."""
+    best = fit_board(SHAPE, BOARDS["icebreaker"], "ternary").best
+    assert best.cost.lut <= 0.85 * BOARDS["icebreaker"].lut and best.cost.bram <= BOARDS["icebreaker"].bram
+    assert fit_board(SHAPE, BOARDS["ice40-hx8k"], "ternary").best.cycles <= best.cycles
+
+
 def test_boards_are_of_known_families():
     assert all(board.family in FAMILIES and name == board.name for name, board in BOARDS.items())
 
