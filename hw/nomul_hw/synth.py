@@ -145,9 +145,8 @@ def synthesize(verilog: str, top: str, family: str = "ecp5", options: str = "",
               " ".join(filter(None, [chips.synthesis, chips.apart, options, "-top", top]))]
     stat, version = run_yosys([*passes, "tee -q -o result stat -json"], verilog)
     counted = _count(stat)
-    modules = {name: _cost(counted[module], chips, set(instances.values())) for name, module in instances.items()
-               if name not in left_out}
-    modules[TOP] = _cost(counted[top], chips, set(instances.values()))
+    modules = {name: _cost(counted, module, chips) for name, module in instances.items() if name not in left_out}
+    modules[TOP] = _cost(counted, top, chips, set(instances.values()))
     ordered = dict(sorted(modules.items(), key=lambda item: item[1].lut, reverse=True))
     return Synthesis(family, version, "; ".join(passes), ordered)
 
@@ -223,12 +222,19 @@ def _count(stat: str) -> dict[str, Counter[str]]:
     return {name.removeprefix("\\"): Counter(module["num_cells_by_type"]) for name, module in modules.items()}
 
 
-def _cost(cells: Counter[str], family: Family, modules: set[str]) -> Cost:
-    """Cost of a module's own cells."""
+def _cost(counted: Mapping[str, Counter[str]], module: str, family: Family, rows: Collection[str] = ()) -> Cost:
+    """Cost of a module's cells and of the modules inside it, but for those that have rows of their own.
+
+    Equal modules are one in Verilog: a memory inside a module that is like one below the top stays apart as well.
+    """
     total = Cost()
-    for cell, count in cells.items():
+    for cell, count in counted[module].items():
         if cell in family.cells:
             total += family.cells[cell] * count
-        elif not cell.startswith("$") and cell not in modules:
+        elif cell in rows:
+            continue
+        elif cell in counted:
+            total += _cost(counted, cell, family) * count
+        elif not cell.startswith("$"):
             raise SynthesisError(f"what a cell {cell} costs is unknown")
     return total

@@ -71,6 +71,16 @@ def test_what_is_left_out_is_not_counted():
     assert result.modules == {TOP: Cost(lut=17, carry=16)}
 
 
+def test_a_module_inside_another_counts_there():
+    """Also if it is one of those below the top, too: Verilog has equal modules once."""
+    around = ("module around(input clk, input [15:0] a, output [31:0] y);\n"
+              "  product inside (\n    .clk(clk), .a(a), .b(~a), .y(y)\n  );\nendmodule\n")
+    verilog = MULTIPLIER.replace("module top(", f"{around}module top(output [31:0] z, ").replace(
+        "  assign both", "  around outside (\n    .clk(clk), .a(b), .y(z)\n  );\n  assign both")
+    modules = synthesize(verilog, "top").modules
+    assert modules["buf"].dsp == modules["outside"].dsp == 1 and modules["outside"].ff == modules["buf"].ff
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_maps_everything(family):
     """Shifters, adders, registers with resets and enables, a block RAM; and a multiplier is seen."""
