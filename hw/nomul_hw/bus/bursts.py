@@ -233,7 +233,7 @@ class BurstWriter(wiring.Component):
         All words have been taken; no burst is under way, nor any that could begin.
     """
 
-    #: Bursts that memory may have confirmed late, at most.
+    #: Bursts, at most, that memory has taken and not confirmed.
     UNANSWERED = 15
 
     def __init__(self, address_bits: int, data_bits: int, burst: int):
