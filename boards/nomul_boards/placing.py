@@ -14,12 +14,12 @@ from typing import Any
 
 from nomul_hw.families import FAMILIES
 from nomul_hw.lint import find_yosys
-from nomul_hw.pnr import Routing, best_of, keep_names, nextpnr_version, read_routing, run_nextpnr
+from nomul_hw.pnr import Routing, best_of, find_nextpnr, keep_names, read_routing, run_nextpnr
 from nomul_hw.synth import SynthesisError, top_instances, yosys_version
 
 from .boards import Board
 from .errors import BuildError
-from .tools import add_dfu_suffix, find_tool, himbaechel_options, require, run_tool
+from .tools import add_dfu_suffix, himbaechel_options, require, run_tool
 from .top import MACHINE, BoardTop
 
 __all__ = ["BOARD", "check_tools", "place", "prepare"]
@@ -27,10 +27,9 @@ __all__ = ["BOARD", "check_tools", "place", "prepare"]
 #: Row of what is around the accelerator's module.
 BOARD = "board"
 
-#: nextpnr and what makes a bitstream of its result, by family.
-_TOOLS: Mapping[str, tuple[str, ...]] = {
-    "ecp5": ("nextpnr-ecp5", "ecppack"), "ice40": ("nextpnr-ice40", "icepack"),
-    "gowin": ("nextpnr-himbaechel", "gowin_pack"), "xilinx": ()}
+#: What makes a bitstream of nextpnr's result, by family.
+_PACKERS: Mapping[str, tuple[str, ...]] = {
+    "ecp5": ("ecppack",), "ice40": ("icepack",), "gowin": ("gowin_pack",), "xilinx": ()}
 
 #: Product numbers of OrangeCrab's boot loader, which a file is marked with.
 _DFU = (0x1209, 0x5AF0)
@@ -44,9 +43,10 @@ def check_tools(board: Board) -> None:
     BuildError
         If one is not.
     """
-    require(_TOOLS[board.family])
+    require(_PACKERS[board.family])
     if board.open:
         try:
+            find_nextpnr(board.family)
             yosys_version()
         except SynthesisError as error:
             raise BuildError(str(error)) from None
@@ -111,15 +111,18 @@ def place(board: Board, top: BoardTop, files: Mapping[str, str], folder: Path, *
     _, placement, *packing = commands
     progress(f"synthesize for {board.chip}")
     _synthesize(folder)
+    name, *given = placement
+    if board.family == "gowin":
+        name, given = "nextpnr-himbaechel", himbaechel_options(given)
     routings: list[Routing] = []
     try:
+        nextpnr, version = find_nextpnr(board.family)
         for seed in seeds:
-            name, given = "nextpnr-himbaechel" if board.family == "gowin" else placement[0], placement[1:]
-            given = [*(himbaechel_options(given) if board.family == "gowin" else given), "--seed", str(seed)]
-            run_nextpnr(find_tool(name), given, folder, partial(_tell_seed, progress, seed))
+            seeded = [*given, "--seed", str(seed)]
+            run_nextpnr(nextpnr, seeded, folder, partial(_tell_seed, progress, seed))
             routings.append(read_routing(
-                folder, device=board.chip, tools=(yosys_version(), nextpnr_version(board.family)),
-                command=" ".join([name, *given]), seed=seed, instances=instances, placed=placed_file,
+                folder, device=board.chip, tools=(yosys_version(), version),
+                command=" ".join([name, *seeded]), seed=seed, instances=instances, placed=placed_file,
                 inner=list(levels)[-1], around=BOARD))
             progress(f"seed {seed}: {routings[-1].fmax:.1f} MHz")
             if routings[-1].fmax >= clock:  # what is packed is the latest placement

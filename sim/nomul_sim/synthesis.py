@@ -18,7 +18,7 @@ from .cache import cached_json
 from .verilated import ACCELERATOR, accelerator_verilog, component_verilog
 
 __all__ = ["route_accelerator", "synthesize_accelerator", "synthesize_accelerator_cells", "synthesize_array",
-           "synthesize_beside"]
+           "synthesize_beside", "synthesize_verilog"]
 
 
 def _how() -> bytes:
@@ -42,12 +42,12 @@ def synthesize_accelerator(config: ArrayConfig, family: str = "ecp5") -> Synthes
     ValueError
         If there is no such family.
     """
-    return _synthesized(accelerator_verilog(config, family=_fabric(family)), ACCELERATOR, family)
+    return synthesize_verilog(accelerator_verilog(config, family=_fabric(family)), ACCELERATOR, family)
 
 
 def synthesize_beside(config: ArrayConfig, family: str = "ecp5") -> Synthesis:
     """Synthesize all of an accelerator but its array, or find the result in the cache; errors as above."""
-    return _synthesized(accelerator_verilog(config, family=_fabric(family)), ACCELERATOR, family, ("array",))
+    return synthesize_verilog(accelerator_verilog(config, family=_fabric(family)), ACCELERATOR, family, ("array",))
 
 
 def synthesize_array(config: ArrayConfig, family: str = "ecp5") -> Synthesis:
@@ -57,10 +57,14 @@ def synthesize_array(config: ArrayConfig, family: str = "ecp5") -> Synthesis:
 
         return SystolicArray(config, _fabric(family))
 
-    return _synthesized(component_verilog(make, "array", config.hash, _fabric(family) or ""), "array", family)
+    return synthesize_verilog(component_verilog(make, "array", config.hash, _fabric(family) or ""), "array", family)
 
 
-def _synthesized(verilog: str, top: str, family: str, left_out: tuple[str, ...] = ()) -> Synthesis:
+def synthesize_verilog(verilog: str, top: str, family: str, left_out: tuple[str, ...] = ()) -> Synthesis:
+    """Synthesize any design, or find the result in the cache.
+
+    Parameters and errors are those of :func:`nomul_hw.synth.synthesize`.
+    """
     return Synthesis.from_dict(cached_json("synthesis", [verilog, family, *left_out, yosys_version(), _how()],
                                            lambda: synthesize(verilog, top, family, left_out=left_out).to_dict()))
 

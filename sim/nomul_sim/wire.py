@@ -97,7 +97,7 @@ class SerialModel:
             return SerialBus(CYCLES_PER_BIT * BAUD, BAUD, depth, frame_words).around(Accelerator(config, contents))
 
         verilog = component_verilog(make, "serial", config.hash, f"{CYCLES_PER_BIT} {depth} {frame_words}",
-                                    tables=contents.tables.values() if contents else ())
+                                    contents=contents)
         self._library = load_simulator(build_simulator(verilog, "serial", shim=_SHIM, optimize=optimize), _FUNCTIONS)
         self._handle = self._library.nomul_new(CYCLES_PER_BIT)
 

@@ -168,8 +168,8 @@ def test_missing_tools(network, monkeypatch):
     monkeypatch.setattr(tools.shutil, "which", lambda name: None)
     done = run("icebreaker", network)
     assert done.exit_code == 2
-    assert done.stderr == "nomul: this needs nextpnr-ice40, which is not installed: pip install 'nomul[boards]'\n"
-    with pytest.raises(BuildError, match=r"nextpnr-himbaechel"):
+    assert done.stderr == "nomul: this needs icepack, which is not installed: pip install 'nomul[boards]'\n"
+    with pytest.raises(BuildError, match=r"gowin_pack"):
         placing.check_tools(BOARDS["tang-nano-9k"])
 
 

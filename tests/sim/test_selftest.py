@@ -56,7 +56,7 @@ def test_digits(program):
     data = digits.load()
     test = self_test(program, 100, program.graph.quantize_input(data.test_x[:2]))
     verilog = component_verilog(lambda: Probe(test.around(Accelerator(program.config, program.contents))), "probe",
-                                program.config.hash, tables=(*program.contents.tables.values(), *test.tables))
+                                program.config.hash, contents=program.contents, tables=test.tables)
     model = StreamModel(build_simulator(verilog, "probe"))
 
     def outcome(cycles: int) -> tuple[bool, bool, bool]:

@@ -8,7 +8,7 @@ from ..accelerator import Accelerator
 from ..descriptor import HOST_BITS
 from .axi import Axi, AxiLite, AxiLiteSlave, attach, clock_ports, ports, use_clock
 from .axi_stream import weight_beat_bits
-from .bank import RegisterBank, watch_accelerator
+from .bank import watch_accelerator
 from .bursts import BurstReader, BurstWriter, beat_shift, request_layout
 from .registers import MASTER
 from .tops import AxiBus
@@ -59,15 +59,14 @@ class AxiMasterTop(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         use_clock(m, self, "s_axi", "m_axi")
+        reset, begin, stop = Signal(), Signal(), Signal()
+        accelerator, outstanding = self.accelerator, self.bus.outstanding
         m.submodules.slave = slave = AxiLiteSlave()
-        m.submodules.bank = bank = RegisterBank(MASTER)
+        bank = watch_accelerator(m, MASTER, accelerator, reset)
         attach(m, self, "s_axi", slave.bus)
         wiring.connect(m, slave.port, bank.port)
         m.d.comb += self.interrupt.eq(bank.raised)
 
-        reset, begin, stop = Signal(), Signal(), Signal()
-        accelerator, outstanding = self.accelerator, self.bus.outstanding
-        watch_accelerator(m, bank, accelerator, reset)
         streamed = accelerator.config.weights == "stream"
         shape = (self.bus.address_bits, self.bus.data_bits, self.bus.burst)
         commands, writer = BurstReader(*shape, outstanding), BurstWriter(*shape)

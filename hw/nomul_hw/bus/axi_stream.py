@@ -8,7 +8,7 @@ from ..accelerator import Accelerator
 from ..config import ArrayConfig
 from ..descriptor import HOST_BITS
 from .axi import AxiLite, AxiLiteSlave, AxiStream, attach, attach_stream, clock_ports, ports, use_clock
-from .bank import RegisterBank, watch_accelerator
+from .bank import watch_accelerator
 from .registers import STREAM
 
 __all__ = ["AxiStreamTop", "weight_beat_bits"]
@@ -62,14 +62,11 @@ class AxiStreamTop(wiring.Component):
         m = Module()
         use_clock(m, self, "s_axi", "s_axis", "m_axis",
                   *(["s_axis_weights"] if self.accelerator.config.weights == "stream" else []))
+        accelerator, reset = self.accelerator, Signal()
         m.submodules.slave = slave = AxiLiteSlave()
-        m.submodules.bank = bank = RegisterBank(STREAM)
+        bank = watch_accelerator(m, STREAM, accelerator, reset)
         attach(m, self, "s_axi", slave.bus)
         wiring.connect(m, slave.port, bank.port)
-
-        reset = Signal()
-        accelerator = self.accelerator
-        watch_accelerator(m, bank, accelerator, reset)
         m.d.comb += [reset.eq(bank.control.reset), self.interrupt.eq(bank.raised)]
         attach_stream(m, self, "s_axis", accelerator.i)
         attach_stream(m, self, "m_axis", accelerator.o)

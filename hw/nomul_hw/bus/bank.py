@@ -1,13 +1,17 @@
 """Registers in hardware, and what all tops do with them."""
 
+from collections.abc import Mapping
+from functools import reduce
+from operator import or_
+
 from amaranth.hdl import Cat, Const, Module, Mux, ResetInserter, Signal
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
 from ..accelerator import Accelerator
-from ..descriptor import CAUSES, HOST_BITS
+from ..descriptor import HOST_BITS
 from ..layouts import fields_layout
-from .registers import ADDRESS_BITS, COUNTERS_AT, Access, RegisterMap
+from .registers import ADDRESS_BITS, COUNTER_REGISTERS, COUNTERS_AT, Access, RegisterMap
 
 __all__ = ["RegisterBank", "RegisterPort", "watch_accelerator"]
 
@@ -32,6 +36,8 @@ class RegisterBank(wiring.Component):
     ----------
     registers : RegisterMap
         Which there are.
+    constants : mapping of str to int
+        What registers read as that never change.
 
     Members
     -------
@@ -39,54 +45,76 @@ class RegisterBank(wiring.Component):
         Address in words, and what to do there. Without a ``strobe`` a byte is not written.
     raised : Out(1)
         An event has happened that is enabled.
+    cycles : In(32)
+        The counter whose register is at the address; all of them share these wires.
     NAME
-        Each register, as the struct of its fields: In if it only shows what happens, with the events of this cycle in
-        the case of those that keep them, Out if it is written; pulses last one cycle. Those that give and take words
-        are left to the bus.
+        Each other register, as the struct of its fields: In if it only shows what happens, with the events of this
+        cycle in the case of those that keep them, Out if it is written; pulses last one cycle. Those that give and
+        take words are left to the bus.
     """
 
-    def __init__(self, registers: RegisterMap):
+    def __init__(self, registers: RegisterMap, constants: Mapping[str, int]):
         self.registers = registers
+        self.constants = constants
+        elsewhere = {*constants, *COUNTER_REGISTERS}
         super().__init__({
             "port": In(RegisterPort),
             "raised": Out(1),
+            "cycles": In(HOST_BITS),
             **{name: (In if register.access in (Access.READ, Access.CLEAR) else Out)(fields_layout(register.fields))
-               for name, register in registers.items() if register.access is not Access.WORD},
+               for name, register in registers.items()
+               if register.access is not Access.WORD and name not in elsewhere},
         })
 
     def elaborate(self, platform):
         m = Module()
         port = self.port
-        mask = Cat(bit.replicate(8) for bit in port.strobe)
-        m.d.comb += port.error.eq(1)
+        known, fixed, counts, shown = [], [], [], []
         for name, register in self.registers.items():
             if register.access is Access.WORD:
                 continue
-            value = getattr(self, name).as_value()
-            shown = value
             here = Signal(name=f"at_{name}")
+            known.append(here)
             m.d.comb += here.eq(port.address == register.address // 4)
-            written = Mux(here & port.write, mask, 0)[:len(value)]
+            if register.access is Access.READ:
+                fixed.append(here)
+            if name in COUNTER_REGISTERS:
+                counts.append(here)
+                continue
+            value = Const(self.constants[name]) if name in self.constants else getattr(self, name).as_value()
+            # Byte by byte, with an enable each: flip-flops have one, and need no logic then to keep what they hold.
+            written = [(slice(8 * index, 8 * index + 8), here & port.write & strobe)
+                       for index, strobe in enumerate(port.strobe)]
+            shows = value
             match register.access:
                 case Access.WRITE:
-                    m.d.sync += value.eq((value & ~written) | (port.data & written))
+                    for byte, enable in written:
+                        with m.If(enable):
+                            m.d.sync += value[byte].eq(port.data[byte])
                 case Access.CLEAR:
-                    shown = Signal(len(value), name=f"{name}_so_far")
-                    m.d.sync += shown.eq((shown & ~(port.data & written)) | value)
-                    m.d.comb += self.raised.eq((shown & self.interrupt_enable.as_value()).any())
+                    shows = Signal(len(value), name=f"{name}_so_far")
+                    cleared = Cat(Mux(enable, port.data[byte], 0) for byte, enable in written)
+                    m.d.sync += shows.eq((shows & ~cleared) | value)
+                    m.d.comb += self.raised.eq((shows & self.interrupt_enable.as_value()).any())
                 case Access.PULSE:
-                    m.d.comb += value.eq(port.data & written)
-                    shown = Const(0)
-            with m.If(here):
-                m.d.comb += [port.read.eq(shown), port.error.eq(port.write & (register.access is Access.READ))]
+                    m.d.comb += value.eq(Cat(Mux(enable, port.data[byte], 0) for byte, enable in written))
+                    shows = Const(0)
+            shown.append(Mux(here, shows, 0))
+        m.d.comb += [
+            # An address is that of one register at most: so a sum of products will do, which is smaller than a choice.
+            port.read.eq(reduce(or_, [Mux(Cat(counts).any(), self.cycles, 0), *shown])),
+            port.error.eq(~Cat(known).any() | port.write & Cat(fixed).any()),
+        ]
         return m
 
 
-def watch_accelerator(m: Module, bank: RegisterBank, accelerator: Accelerator, reset: Signal) -> None:
-    """Make an accelerator part of a top, and show of it in the registers what every top shows.
+def watch_accelerator(m: Module, registers: RegisterMap, accelerator: Accelerator, reset: Signal) -> RegisterBank:
+    """Make an accelerator part of a top, and registers that show of it what every top shows.
 
     Parameters
     ----------
+    registers : RegisterMap
+        Those of the top.
     accelerator : Accelerator
         With a monitor.
     reset : Signal
@@ -94,15 +122,16 @@ def watch_accelerator(m: Module, bank: RegisterBank, accelerator: Accelerator, r
     """
     contents = accelerator.contents
     m.submodules.accelerator = ResetInserter(reset)(accelerator)
+    m.submodules.bank = bank = RegisterBank(registers, {
+        "version": registers.version, "identity": accelerator.config.identity,
+        "program": contents.identity if contents else 0})
     was_busy = Signal()
     m.d.sync += was_busy.eq(accelerator.busy)
     m.d.comb += [
-        bank.version.eq(Const(bank.registers.version)),
-        bank.identity.value.eq(accelerator.config.identity),
-        bank.program.value.eq(contents.identity if contents else 0),
         bank.status.running.eq(accelerator.busy),
         bank.status.idle.eq(accelerator.idle),
         bank.interrupt.run.eq(was_busy & ~accelerator.busy),
         accelerator.cause.eq(bank.port.address - COUNTERS_AT // 4),
-        *(getattr(bank, f"cycles_{cause}").value.eq(accelerator.cycles) for cause in CAUSES),
+        bank.cycles.eq(accelerator.cycles),
     ]
+    return bank

@@ -90,9 +90,12 @@ class _Bursts:
         self.beats = Signal(range(burst + 1))
         self.request = Signal(request_layout(address_bits, data_bits, burst))
         self.valid = Signal()
-        place = self.next[:burst.bit_length() - 1] if burst > 1 else 0
+        low = burst.bit_length() - 1
+        place = self.next[:low] if burst > 1 else 0
         to_boundary = burst - place
-        m.d.comb += self.beats.eq(Mux(self.left < to_boundary, self.left, to_boundary))
+        # Only the low bits of what is left can be fewer than there are up to the boundary.
+        few = self.left[:low + 1]
+        m.d.comb += self.beats.eq(Mux(self.left[low + 1:].any() | (few >= to_boundary), to_boundary, few))
 
     def begin(self, m: Module, address, words):
         """Start anew, in the next cycle."""
@@ -202,7 +205,8 @@ class BurstReader(wiring.Component):
 class BurstWriter(wiring.Component):
     """Writes words to memory.
 
-    A burst is asked for when all of it is there; the next is collected while it is sent.
+    A burst is asked for when all of it is there, and no more than :attr:`UNANSWERED` bursts wait to be confirmed; the
+    next is collected while it is sent.
 
     Parameters
     ----------
@@ -229,6 +233,9 @@ class BurstWriter(wiring.Component):
         All words have been taken; no burst is under way, nor any that could begin.
     """
 
+    #: Bursts, at most, that memory has taken and not confirmed.
+    UNANSWERED = 15
+
     def __init__(self, address_bits: int, data_bits: int, burst: int):
         self.address_bits, self.data_bits, self.burst = address_bits, data_bits, burst
         super().__init__({
@@ -249,32 +256,34 @@ class BurstWriter(wiring.Component):
 
         # Collect words to beats; a place that the last beat does not fill is not written.
         left, place = Signal(HOST_BITS), Signal(range(words_of_beat))
-        so_far, mask = Signal(self.data_bits), Signal(words_of_beat)
-        word_here = Cat(*(self.i.payload for _ in range(words_of_beat)))
-        here = Signal(words_of_beat)
+        so_far = [Signal(HOST_BITS, name=f"word_{index}") for index in range(words_of_beat - 1)]
+        mask = Signal(words_of_beat)
         complete, taken = Signal(), Signal()
-        bits_here = Cat(bit.replicate(HOST_BITS) for bit in here)
-        beat = Signal(self.data_bits)
+        # The last place needs no choice: what is there before its word comes is not written.
+        beat = Cat(*(Mux(place == index, self.i.payload, word) for index, word in enumerate(so_far)), self.i.payload)
         m.d.comb += [
-            here.eq(1 << place),
-            beat.eq((so_far & ~bits_here) | (word_here & bits_here)),
+            mask.eq(Cat(1, *(place >= index for index in range(1, words_of_beat)))),
             complete.eq((place == words_of_beat - 1) | (left == 1)),
             self.full.eq(left == 0),
             self.i.ready.eq(~self.full & buffer.w_rdy),
             taken.eq(self.i.valid & self.i.ready),
-            buffer.w_data.eq(Cat(beat, mask | here)),
+            buffer.w_data.eq(Cat(beat, mask)),
             buffer.w_en.eq(taken & complete),
         ]
         with m.If(taken):
-            m.d.sync += [left.eq(left - 1), place.eq(Mux(complete, 0, place + 1)), so_far.eq(beat),
-                         mask.eq(Mux(complete, 0, mask | here))]
+            m.d.sync += [left.eq(left - 1), place.eq(Mux(complete, 0, place + 1))]
+            with m.Switch(place):
+                for index, word in enumerate(so_far):
+                    with m.Case(index):
+                        m.d.sync += word.eq(self.i.payload)
 
         collected = Signal(range(depth + 1))  # beats that no burst has been asked for yet
         sending = Signal(range(self.burst + 1))  # beats of the burst that is being sent
-        unanswered = Signal(HOST_BITS)  # bursts
+        unanswered = Signal(range(self.UNANSWERED + 1))  # bursts
         asks, sent = Signal(), Signal()
         m.d.comb += [
-            asks.eq(~bursts.valid & (sending == 0) & (bursts.left != 0) & (bursts.beats <= collected) & ~self.stop),
+            asks.eq(~bursts.valid & (sending == 0) & (bursts.left != 0) & (bursts.beats <= collected)
+                    & (unanswered != self.UNANSWERED) & ~self.stop),
             self.request.valid.eq(bursts.valid),
             self.request.payload.eq(bursts.request),
             self.beat.valid.eq((sending != 0) & buffer.r_rdy),

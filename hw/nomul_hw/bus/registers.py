@@ -11,7 +11,8 @@ from enum import StrEnum
 from ..config import MACHINE_VERSION
 from ..descriptor import CAUSES, COUNTERS, HOST_BITS, Field, pack, unpack
 
-__all__ = ["ADDRESS_BITS", "COUNTERS_AT", "REGISTER_MAPS", "REGISTER_VERSION", "Access", "Register", "RegisterMap"]
+__all__ = ["ADDRESS_BITS", "COUNTERS_AT", "COUNTER_REGISTERS", "REGISTER_MAPS", "REGISTER_VERSION", "Access",
+           "Register", "RegisterMap"]
 
 #: Width of a register's byte address: the smallest window that address editors give a slave.
 ADDRESS_BITS = 12
@@ -21,6 +22,9 @@ REGISTER_VERSION = 1
 
 #: Byte address of the first counter.
 COUNTERS_AT = 0x40
+
+#: Names of the counters' registers, in the order of their addresses.
+COUNTER_REGISTERS = tuple(f"cycles_{cause}" for cause in CAUSES)
 
 
 class Access(StrEnum):
@@ -143,8 +147,8 @@ def _common(status: Sequence[Field], control: Sequence[Field], events: Sequence[
         Register("interrupt_enable", 0x14, Access.WRITE, (*events,), "events that raise the interrupt"),
         Register("interrupt", 0x18, Access.CLEAR, (*events,),
                  "events so far; the interrupt is high while one is set that is enabled"),
-        *(_word(f"cycles_{cause}", COUNTERS_AT + 4 * index, Access.READ, f"{COUNTERS[cause]}, of the latest run")
-          for index, cause in enumerate(CAUSES)),
+        *(_word(name, COUNTERS_AT + 4 * index, Access.READ, f"{COUNTERS[cause]}, of the latest run")
+          for index, (name, cause) in enumerate(zip(COUNTER_REGISTERS, CAUSES, strict=True))),
     ]
 
 

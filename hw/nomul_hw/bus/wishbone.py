@@ -6,7 +6,7 @@ from amaranth.lib.wiring import In, Out
 
 from ..accelerator import Accelerator
 from ..descriptor import HOST_BITS
-from .bank import RegisterBank, watch_accelerator
+from .bank import watch_accelerator
 from .registers import ADDRESS_BITS, PROCESSOR
 
 __all__ = ["WishboneTop"]
@@ -45,9 +45,8 @@ class WishboneTop(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        m.submodules.bank = bank = RegisterBank(PROCESSOR)
         accelerator, reset = self.accelerator, Signal()
-        watch_accelerator(m, bank, accelerator, reset)
+        bank = watch_accelerator(m, PROCESSOR, accelerator, reset)
         offered = Signal()
         m.d.sync += offered.eq(accelerator.o.valid)
         m.d.comb += [

@@ -25,3 +25,6 @@ async def network(dut: Any) -> None:
     host.delay_weights(max(0.3, pause))
     case = Case(program.graph, np.load(os.environ[BENCH_INPUTS]))
     await check(host, await host.device(), case, program)
+    counted = await host.counters()
+    cocotb.log.info("a run of %d cycles, of which %d wait for weights from outside",
+                    counted["total"], counted["memory"])
