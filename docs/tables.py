@@ -89,31 +89,30 @@ def _elements(family: str) -> str:
     data = json.loads((DOCS / "pe_table.json").read_text(encoding="utf-8"))
     found = {(row["element"], row["lanes"]): row for row in data["elements"] if row["family"] == family}
     lanes = sorted({lanes for _, lanes in found})
+    # What is compared: elements of so many products, and on chips the column.
+    sizes = {name: [found.get((name, each), {}).get("area" if family == "cells" else "lut") for each in lanes]
+             + [found.get((name, 1), {}).get("column_lut")] * (family != "cells")
+             for name in dict.fromkeys(row["element"] for row in data["elements"] if row["family"] == family)}
 
-    def luts(name: str, key: str = "lut") -> str:
-        return " / ".join(f"{found[name, each][key]:.1f}".removesuffix(".0") if (name, each) in found else "-"
-                          for each in lanes)
-
-    size = "area" if family == "cells" else "lut"
+    def shown(values: Sequence[float | None], digits: int = 1) -> str:
+        return " / ".join(f"{value:.{digits}f}".removesuffix(".0") if value else "-" for value in values)
 
     def ratios(name: str, base: str) -> str:
-        return " / ".join(f"{found[name, each][size] / found[base, each][size]:.2f}"
-                          if {(name, each), (base, each)} <= set(found) else "-" for each in lanes)
+        return shown([size and other and size / other for size, other in zip(sizes[name], sizes[base], strict=True)], 2)
 
     def clocks(name: str) -> str:
         both = (found[name, each].get("fmax", {}) for each in lanes if (name, each) in found)
         return "; ".join(", ".join(f"{clock:.0f}" for clock in each.values()) for each in both if each)
 
     rows = []
-    for name in dict.fromkeys(row["element"] for row in data["elements"] if row["family"] == family):
-        column = found.get((name, 1), {}).get("column_lut")
+    for name, size in sizes.items():
         compared = [ratios(name, base) for base in ("int8_plain", "int8_booth", "int4_booth")]
-        rows.append((f"`{name}`", luts(name, "area"), *compared) if family == "cells" else
-                    (f"`{name}`", luts(name), luts(name, "ff"), f"{column:.1f}" if column else "", *compared,
-                     clocks(name)))
+        rows.append((f"`{name}`", shown(size), *compared) if family == "cells" else
+                    (f"`{name}`", shown(size), shown([found.get((name, each), {}).get("ff") for each in lanes]),
+                     *compared, clocks(name)))
     against = ("/ int8 `*`", "/ int8 Booth", "/ int4 Booth")
     return _table(("element", "gate equivalents", *against) if family == "cells" else
-                  ("element", "LUT", "FF", "LUT in the column", *against, "MHz"), rows)
+                  ("element", "LUT", "FF", *against, "MHz"), rows)
 
 
 TABLES: dict[str, Callable[[], str]] = {

@@ -136,7 +136,7 @@ def measure(element: Element, family: str, lanes: int, liberty: Path | None = No
     liberty : Path, optional
         Library of the standard cells, for ``family="cells"``; what :func:`nomul_hw.cells.find_liberty` finds, if none.
     column : bool
-        Whether to measure the product's own column too: of one lane, on chips, and not of ``*``.
+        Whether to measure the product's own column too: of one lane, on chips.
 
     Raises
     ------
@@ -163,7 +163,7 @@ def measure(element: Element, family: str, lanes: int, liberty: Path | None = No
         return Cost(**_cached([family], element, lanes, rows, family, count))
 
     one = cost(None)
-    mean = cost(ROWS).lut / ROWS if column and lanes == 1 and element.kind != "*" else 0
+    mean = cost(ROWS).lut / ROWS if column and lanes == 1 else 0
     return Measured(element.name, family, lanes, one.lut / lanes, one.carry / lanes, one.ff / lanes, column_lut=mean)
 
 
