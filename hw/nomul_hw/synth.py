@@ -18,17 +18,8 @@ from typing import Any
 from .families import FAMILIES, Cost, Family
 from .lint import Tool, find_yosys
 
-__all__ = [
-    "TOP",
-    "Synthesis",
-    "SynthesisError",
-    "apart",
-    "module_bodies",
-    "run_yosys",
-    "synthesize",
-    "top_instances",
-    "yosys_version",
-]
+__all__ = ["TOP", "Synthesis", "SynthesisError", "apart", "module_bodies", "run_yosys", "synthesize",
+           "top_instances", "yosys_version"]
 
 #: Row of what belongs to the top module itself.
 TOP = "top"

@@ -20,15 +20,14 @@ from nomul.report import json_text
 from nomul_hw.config import ArrayConfig, MemoryConfig
 from nomul_hw.families import FAMILIES, Cost
 from nomul_hw.formats import get_format
-from nomul_hw.synth import Synthesis, run_yosys, synthesize, yosys_version
+from nomul_hw.synth import run_yosys, yosys_version
 
 from . import pe_table
-from .cache import cached_json
 from .pe_table import Element, measure
-from .synthesis import synthesize_array
+from .synthesis import synthesize_array, synthesize_verilog
 from .verilated import ACCELERATOR, accelerator_verilog
 
-__all__ = ["ACCELERATORS", "ARRAYS", "ELEMENTS", "main", "selected", "sweep", "synthesize_trimmed", "trim"]
+__all__ = ["ACCELERATORS", "ARRAYS", "ELEMENTS", "main", "selected", "sweep", "trim"]
 
 _SMALL = {"activations": 512, "weights": 512, "parameters": 64, "accumulators": 256, "layers": 16}
 
@@ -68,6 +67,7 @@ ARRAYS: tuple[ArrayConfig, ...] = tuple(_config(fmt, *shape, **choices) for fmt,
 ELEMENTS: tuple[ArrayConfig, ...] = tuple(
     _config(element.format, 1, lanes, 1, pe=element.kind)
     for element in pe_table.ELEMENTS if element.kind != "*" for lanes in pe_table.USUAL_LANES)
+
 
 def selected(family: str) -> tuple[tuple[ArrayConfig, ...], tuple[ArrayConfig, ...]]:
     """Accelerators and arrays of a family's sweep: all for ECP5, for others a few, as small as their boards."""
@@ -112,25 +112,9 @@ def trim(verilog: str, top: str) -> str:
     return run_yosys([f"hierarchy -top {top}", *_TRIM], verilog)[0]
 
 
-def synthesize_trimmed(config: ArrayConfig, family: str) -> Synthesis:
-    """Synthesize all of an accelerator but its array, as much of it as the whole needs; or find it in the cache.
-
-    Raises
-    ------
-    nomul_hw.synth.SynthesisError
-        If Yosys is missing or fails.
-    """
-    verilog = accelerator_verilog(config, family=family)
-
-    def make() -> dict[str, Any]:
-        return synthesize(trim(verilog, ACCELERATOR), ACCELERATOR, family, left_out=("array",)).to_dict()
-
-    how = [str(FAMILIES[family]), str(_TRIM), yosys_version()]
-    return Synthesis.from_dict(cached_json("trimmed", [verilog, family, *how], make))
-
-
 def _beside(config: ArrayConfig, family: str) -> dict[str, Cost]:
-    return dict(sorted(synthesize_trimmed(config, family).modules.items()))
+    verilog = trim(accelerator_verilog(config, family=family), ACCELERATOR)
+    return dict(sorted(synthesize_verilog(verilog, ACCELERATOR, family, ("array",)).modules.items()))
 
 
 def sweep(family: str, elements: Sequence[ArrayConfig] = ELEMENTS) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from .cache import cached_json
 from .verilated import ACCELERATOR, accelerator_verilog, component_verilog
 
 __all__ = ["route_accelerator", "synthesize_accelerator", "synthesize_accelerator_cells", "synthesize_array",
-           "synthesize_beside", "synthesize_verilog"]
+           "synthesize_verilog"]
 
 
 def _how() -> bytes:
@@ -43,11 +43,6 @@ def synthesize_accelerator(config: ArrayConfig, family: str = "ecp5") -> Synthes
         If there is no such family.
     """
     return synthesize_verilog(accelerator_verilog(config, family=_fabric(family)), ACCELERATOR, family)
-
-
-def synthesize_beside(config: ArrayConfig, family: str = "ecp5") -> Synthesis:
-    """Synthesize all of an accelerator but its array, or find the result in the cache; errors as above."""
-    return synthesize_verilog(accelerator_verilog(config, family=_fabric(family)), ACCELERATOR, family, ("array",))
 
 
 def synthesize_array(config: ArrayConfig, family: str = "ecp5") -> Synthesis:

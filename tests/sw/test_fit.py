@@ -17,7 +17,8 @@ from nomul_hw.families import FAMILIES, Cost
 from nomul_hw.formats import FORMATS, WeightFormat
 from nomul_hw.synth import synthesize
 from nomul_sim.area_sweep import ELEMENTS, selected, trim
-from nomul_sim.synthesis import synthesize_beside
+from nomul_sim.synthesis import synthesize_verilog
+from nomul_sim.verilated import ACCELERATOR, accelerator_verilog
 
 from .small import small_graph
 
@@ -165,7 +166,7 @@ def test_memories_of_a_machine_are_block_rams(family):
     """All of them, the queue of a weight stream with them, on every family; as many as are predicted."""
     memory = MemoryConfig(activations=512, weights=512, parameters=512, accumulators=512, layers=64, lines=64)
     config = ArrayConfig("ternary", 4, 4, weights="stream", memory=memory)
-    found = synthesize_beside(config, family)
+    found = synthesize_verilog(accelerator_verilog(config, family=family), ACCELERATOR, family, ("array",))
     for name in ("bank_0", "bank_1", "weight_queue", "accumulator", "output", "sequencer"):
         assert found.modules[name].bram > 0, name
     # Xilinx' LUTs hold 64 words each: enough for the window unit's lines.
@@ -177,24 +178,10 @@ def test_memories_of_a_machine_are_block_rams(family):
 def test_what_nobody_reads_is_trimmed():
     """Ports, registers of their own, and what they were the last to read; what is seen outside stays."""
     verilog = """
-module part(clk, a, b, c);
-  input clk;
-  wire clk;
-  input [7:0] a;
-  wire [7:0] a;
-  output [7:0] b;
-  reg [7:0] b;
-  output [7:0] c;
-  reg [7:0] c;
+module part(input clk, input [7:0] a, output reg [7:0] b, output reg [7:0] c);
   always @(posedge clk) begin b <= a; c <= a + 8'd1; end
 endmodule
-module chip(clk, a, y);
-  input clk;
-  wire clk;
-  input [7:0] a;
-  wire [7:0] a;
-  output [7:0] y;
-  wire [7:0] y;
+module chip(input clk, input [7:0] a, output [7:0] y);
   wire [7:0] unread;
   part one (
     .clk(clk), .a(a), .b(y), .c(unread)

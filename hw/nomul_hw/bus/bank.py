@@ -85,6 +85,7 @@ class RegisterBank(wiring.Component):
             # Byte by byte, with an enable each: flip-flops have one, and need no logic then to keep what they hold.
             written = [(slice(8 * index, 8 * index + 8), here & port.write & strobe)
                        for index, strobe in enumerate(port.strobe)]
+            given = Cat(Mux(enable, port.data[byte], 0) for byte, enable in written)
             shows = value
             match register.access:
                 case Access.WRITE:
@@ -93,11 +94,10 @@ class RegisterBank(wiring.Component):
                             m.d.sync += value[byte].eq(port.data[byte])
                 case Access.CLEAR:
                     shows = Signal(len(value), name=f"{name}_so_far")
-                    cleared = Cat(Mux(enable, port.data[byte], 0) for byte, enable in written)
-                    m.d.sync += shows.eq((shows & ~cleared) | value)
+                    m.d.sync += shows.eq((shows & ~given) | value)
                     m.d.comb += self.raised.eq((shows & self.interrupt_enable.as_value()).any())
                 case Access.PULSE:
-                    m.d.comb += value.eq(Cat(Mux(enable, port.data[byte], 0) for byte, enable in written))
+                    m.d.comb += value.eq(given)
                     shows = Const(0)
             shown.append(Mux(here, shows, 0))
         m.d.comb += [
