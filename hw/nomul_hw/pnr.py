@@ -30,7 +30,7 @@ from .families import FAMILIES
 from .synth import TOP, SynthesisError, module_bodies, run_yosys, top_instances
 
 __all__ = ["DEVICES", "HARNESS", "Device", "Hop", "Mapped", "Route", "Routing", "best_of", "default_device",
-           "find_chip", "find_nextpnr", "keep_names", "map_design", "nextpnr_version", "place_and_route",
+           "end_carries", "find_chip", "find_nextpnr", "keep_names", "map_design", "nextpnr_version", "place_and_route",
            "read_routing", "route", "run_nextpnr"]
 
 #: Row of what belongs to the harness.
@@ -326,7 +326,32 @@ def map_design(verilog: str, top: str, family: str) -> Mapped:
         "delete t:$scopeinfo",  # unknown to nextpnr before 0.7
         "write_json result",
     ], verilog + _harness(verilog, top))
-    return Mapped(family, version, tuple(top_instances(verilog, top)), netlist)
+    return Mapped(family, version, tuple(top_instances(verilog, top)), end_carries(netlist) if family == "ecp5" else netlist)
+
+
+def end_carries(netlist: str) -> str:
+    """Let carry chains of ECP5 end where their carry is not read any more.
+
+    To nextpnr a carry out with a net is one that leaves the chain, whether or not anything reads it: it puts a carry
+    cell more, two LUTs, behind each chain.
+
+    Parameters
+    ----------
+    netlist : str
+        What Yosys' ``write_json`` wrote.
+    """
+    design = json.loads(netlist)
+    for module in design["modules"].values():
+        cells = module["cells"].values()
+        read = {bit for port in module["ports"].values() for bit in port["bits"]}
+        for cell in cells:
+            for port, bits in cell["connections"].items():
+                if cell["port_directions"][port] != "output":
+                    read.update(bits)
+        for cell in cells:
+            if cell["type"] == "CCU2C" and read.isdisjoint(cell["connections"]["COUT"]):
+                cell["connections"]["COUT"] = ["x"]
+    return json.dumps(design)
 
 
 def route(mapped: Mapped, device: str, seed: int = 1, *, package: str = "", speed: str = "",
