@@ -326,7 +326,9 @@ def map_design(verilog: str, top: str, family: str) -> Mapped:
         "delete t:$scopeinfo",  # unknown to nextpnr before 0.7
         "write_json result",
     ], verilog + _harness(verilog, top))
-    return Mapped(family, version, tuple(top_instances(verilog, top)), end_carries(netlist) if family == "ecp5" else netlist)
+    if family == "ecp5":
+        netlist = end_carries(netlist)
+    return Mapped(family, version, tuple(top_instances(verilog, top)), netlist)
 
 
 def end_carries(netlist: str) -> str:
@@ -349,7 +351,7 @@ def end_carries(netlist: str) -> str:
                 if cell["port_directions"][port] != "output":
                     read.update(bits)
         for cell in cells:
-            if cell["type"] == "CCU2C" and read.isdisjoint(cell["connections"]["COUT"]):
+            if cell["type"] == "CCU2C" and read.isdisjoint(cell["connections"].get("COUT", ())):
                 cell["connections"]["COUT"] = ["x"]
     return json.dumps(design)
 
