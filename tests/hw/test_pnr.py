@@ -6,7 +6,7 @@ import subprocess
 import pytest
 
 from nomul_hw import pnr
-from nomul_hw.pnr import DEVICES, HARNESS, Routing, default_device, nextpnr_version, place_and_route
+from nomul_hw.pnr import DEVICES, HARNESS, Routing, default_device, end_carries, nextpnr_version, place_and_route
 from nomul_hw.synth import TOP, SynthesisError
 
 #: A counter that feeds an adder, with an instance whose name is a keyword.
@@ -72,6 +72,24 @@ def test_modules_and_clock(device):
     assert result.path.source.split(".")[0] in result.path.modules or result.path.source.startswith(HARNESS)
     assert f"synthesize for {device}" in said and any("MHz" in line for line in said)
     assert Routing.from_dict(json.loads(json.dumps(result.to_dict()))) == result
+
+
+def test_carry_chains_end():
+    """A carry that nothing reads leaves no chain; one that a port, a LUT or the next cell reads does."""
+    inputs = dict.fromkeys(("A0", "B0", "CIN"), "input")
+    read_by = {"nothing": 10, "port": 11, "lut": 12, "chain": 13}
+    cells = {name: {"type": "CCU2C", "port_directions": inputs | {"COUT": "output"},
+                    "connections": {"A0": [2], "B0": ["0"], "CIN": ["0"], "COUT": [bit]}}
+             for name, bit in read_by.items()}
+    cells["last"] = {**cells["chain"], "connections": {"A0": [2], "B0": [3], "CIN": [13], "COUT": [14]}}
+    cells["open"] = {**cells["chain"], "connections": {"A0": [2], "B0": [3], "CIN": [13], "COUT": []}}
+    cells["logic"] = {"type": "LUT4", "port_directions": {"A": "input", "Z": "output"},
+                      "connections": {"A": [12], "Z": [15]}}
+    design = {"modules": {"top": {"ports": {"s": {"direction": "output", "bits": [11, 15]}}, "cells": cells}}}
+    found = json.loads(end_carries(json.dumps(design)))["modules"]["top"]["cells"]
+    for name in ("nothing", "last", "open"):
+        cells[name]["connections"]["COUT"] = ["x"]
+    assert found == cells
 
 
 def test_a_faster_grade_is_faster():
