@@ -30,8 +30,8 @@ from .families import FAMILIES
 from .synth import TOP, SynthesisError, module_bodies, run_yosys, top_instances
 
 __all__ = ["DEVICES", "HARNESS", "Device", "Hop", "Mapped", "Route", "Routing", "best_of", "default_device",
-           "end_carries", "find_chip", "find_nextpnr", "keep_names", "map_design", "nextpnr_version", "place_and_route",
-           "read_routing", "route", "run_nextpnr"]
+           "find_chip", "find_nextpnr", "keep_names", "map_design", "nextpnr_version", "place_and_route",
+           "read_routing", "route", "run_nextpnr", "trim_carries"]
 
 #: Row of what belongs to the harness.
 HARNESS = "harness"
@@ -327,15 +327,16 @@ def map_design(verilog: str, top: str, family: str) -> Mapped:
         "write_json result",
     ], verilog + _harness(verilog, top))
     if family == "ecp5":
-        netlist = end_carries(netlist)
+        netlist = trim_carries(netlist)
     return Mapped(family, version, tuple(top_instances(verilog, top)), netlist)
 
 
-def end_carries(netlist: str) -> str:
-    """Let carry chains of ECP5 end where their carry is not read any more.
+def trim_carries(netlist: str) -> str:
+    """Let carry chains of ECP5 begin and end where they can.
 
-    To nextpnr a carry out with a net is one that leaves the chain, whether or not anything reads it: it puts a carry
-    cell more, two LUTs, behind each chain.
+    To nextpnr a carry out with a net is one that leaves the chain, whether or not anything reads it, and a constant
+    carry in one that comes from elsewhere: it puts a carry cell more, two LUTs, at each of these ends. What is not read
+    needs none, and nor does what is 0 already: behind a LUT that is empty.
 
     Parameters
     ----------
@@ -351,8 +352,14 @@ def end_carries(netlist: str) -> str:
                 if cell["port_directions"][port] != "output":
                     read.update(bits)
         for cell in cells:
-            if cell["type"] == "CCU2C" and read.isdisjoint(cell["connections"].get("COUT", ())):
-                cell["connections"]["COUT"] = ["x"]
+            if cell["type"] != "CCU2C":
+                continue
+            ports = cell["connections"]
+            if read.isdisjoint(ports.get("COUT", ())):
+                ports["COUT"] = ["x"]
+            empty = int(cell["parameters"]["INIT0"], 2) == 0 and read.isdisjoint(ports.get("S0", ()))
+            if empty and ports["CIN"] == ["0"]:
+                ports["CIN"] = ["x"]
     return json.dumps(design)
 
 
