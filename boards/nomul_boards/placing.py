@@ -14,7 +14,7 @@ from typing import Any
 
 from nomul_hw.families import FAMILIES
 from nomul_hw.lint import find_yosys
-from nomul_hw.pnr import Routing, best_of, find_nextpnr, keep_names, read_routing, run_nextpnr
+from nomul_hw.pnr import Routing, best_of, find_nextpnr, keep_names, read_routing, run_nextpnr, trim_carries
 from nomul_hw.synth import SynthesisError, top_instances, yosys_version
 
 from .boards import Board
@@ -111,6 +111,9 @@ def place(board: Board, top: BoardTop, files: Mapping[str, str], folder: Path, *
     _, placement, *packing = commands
     progress(f"synthesize for {board.chip}")
     _synthesize(folder)
+    if board.family == "ecp5":
+        netlist = folder / "top.json"
+        netlist.write_text(trim_carries(netlist.read_text(encoding="utf-8")), encoding="utf-8")
     name, *given = placement
     if board.family == "gowin":
         name, given = "nextpnr-himbaechel", himbaechel_options(given)

@@ -31,7 +31,7 @@ from .synth import TOP, SynthesisError, module_bodies, run_yosys, top_instances
 
 __all__ = ["DEVICES", "HARNESS", "Device", "Hop", "Mapped", "Route", "Routing", "best_of", "default_device",
            "find_chip", "find_nextpnr", "keep_names", "map_design", "nextpnr_version", "place_and_route",
-           "read_routing", "route", "run_nextpnr"]
+           "read_routing", "route", "run_nextpnr", "trim_carries"]
 
 #: Row of what belongs to the harness.
 HARNESS = "harness"
@@ -326,7 +326,41 @@ def map_design(verilog: str, top: str, family: str) -> Mapped:
         "delete t:$scopeinfo",  # unknown to nextpnr before 0.7
         "write_json result",
     ], verilog + _harness(verilog, top))
+    if family == "ecp5":
+        netlist = trim_carries(netlist)
     return Mapped(family, version, tuple(top_instances(verilog, top)), netlist)
+
+
+def trim_carries(netlist: str) -> str:
+    """Let carry chains of ECP5 begin and end where they can.
+
+    To nextpnr a carry out with a net is one that leaves the chain, whether or not anything reads it, and a constant
+    carry in one that comes from elsewhere: it puts a carry cell more, two LUTs, at each of these ends. What is not read
+    needs none, and nor does what is 0 already: behind a LUT that is empty.
+
+    Parameters
+    ----------
+    netlist : str
+        What Yosys' ``write_json`` wrote.
+    """
+    design = json.loads(netlist)
+    for module in design["modules"].values():
+        cells = module["cells"].values()
+        read = {bit for port in module["ports"].values() for bit in port["bits"]}
+        for cell in cells:
+            for port, bits in cell["connections"].items():
+                if cell["port_directions"][port] != "output":
+                    read.update(bits)
+        for cell in cells:
+            if cell["type"] != "CCU2C":
+                continue
+            ports = cell["connections"]
+            if read.isdisjoint(ports.get("COUT", ())):
+                ports["COUT"] = ["x"]
+            empty = int(cell["parameters"]["INIT0"], 2) == 0 and read.isdisjoint(ports.get("S0", ()))
+            if empty and ports["CIN"] == ["0"]:
+                ports["CIN"] = ["x"]
+    return json.dumps(design)
 
 
 def route(mapped: Mapped, device: str, seed: int = 1, *, package: str = "", speed: str = "",

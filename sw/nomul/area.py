@@ -28,8 +28,8 @@ __all__ = ["ELEMENT_ACT_BITS", "ELEMENT_SUM_BITS", "AreaError", "Elements", "Err
 
 Float64Array = npt.NDArray[np.float64]
 
-#: Kinds of cells that are fitted.
-FITTED = ("lut", "ff")
+#: Kinds of cells that are fitted, and those whose errors are stated.
+FITTED, STATED = ("lut", "carry", "ff"), ("lut", "ff")
 
 #: Widths of the sum that the sweep's elements add to, and of their activations.
 ELEMENT_SUM_BITS, ELEMENT_ACT_BITS = 24, 8
@@ -97,6 +97,10 @@ CHOICE = {"ecp5": 0.85, "ice40": 0.9, "xilinx": 0.5, "gowin": 0.9}
 #: Share of the flip-flops that take a LUT's place: where both are one cell, a flip-flop without a LUT of its own leaves
 #: none for others. That of iCE40 lies between those of two placed machines: docs/fit.md.
 LONE = {"ice40": 0.7}
+
+#: LUTs, per LUT in a carry chain, that place and route puts in front of chains, for their first carry. That of ECP5 is
+#: of a placed machine: 62 chains of 960 LUTs there, two for each.
+FED = {"ecp5": 0.13}
 
 
 class AreaError(ValueError):
@@ -359,7 +363,7 @@ class Errors:
 
     def __str__(self) -> str:
         return ", ".join(f"{name.upper()} {self.mean[name]:.1%} on average and {self.worst[name]:.1%} at worst"
-                         for name in FITTED)
+                         for name in STATED)
 
 
 class Predictor:
@@ -386,7 +390,7 @@ class Predictor:
         if module != "array":
             found = FEATURES.get(module, _other)(config)
         else:
-            found = _array_luts(config, self._products) if kind == "lut" else _array_ffs(config)
+            found = _array_ffs(config) if kind == "ff" else _array_luts(config, self._products)
         return np.asarray(found, dtype=np.float64)
 
     def _fit(self, module: str) -> dict[str, Float64Array]:
@@ -414,7 +418,7 @@ class Predictor:
         return result
 
     def predict(self, config: ArrayConfig) -> Cost:
-        """Cost of an accelerator; its LUTs with those whose places flip-flops take.
+        """Cost of an accelerator; its LUTs with those that carry chains begin with, and whose places flip-flops take.
 
         Raises
         ------
@@ -424,16 +428,16 @@ class Predictor:
         if all(one.config.pe != config.pe for one in self.samples):
             raise AreaError(f"No array with pe = {config.pe!r} is in the sweep of {self.family}")
         total = sum(self.modules(config).values(), Cost())
-        return total + Cost(lut=round(LONE.get(self.family, 0) * total.ff))
+        return total + Cost(lut=round(LONE.get(self.family, 0) * total.ff + FED.get(self.family, 0) * total.carry))
 
     @cached_property
     def errors(self) -> Errors:
         """How far off it is, by leaving out one of the sweep after the other; what no other has does not count."""
-        found: dict[str, list[float]] = {kind: [] for kind in FITTED}
+        found: dict[str, list[float]] = {kind: [] for kind in STATED}
         for at, one in enumerate(self.samples):
             others = Predictor(self.family, [*self.samples[:at], *self.samples[at + 1 :]], self.elements)
             guess, known = others.modules(one.config), [name for name in one.modules if name in others._fits]
-            for kind in FITTED:
+            for kind in STATED:
                 truth = sum(getattr(one.modules[name], kind) for name in known)
                 found[kind].append(abs(sum(getattr(guess[name], kind) for name in known) - truth) / max(1, truth))
         return Errors({kind: float(np.mean(values)) for kind, values in found.items()},

@@ -6,7 +6,7 @@ import subprocess
 import pytest
 
 from nomul_hw import pnr
-from nomul_hw.pnr import DEVICES, HARNESS, Routing, default_device, nextpnr_version, place_and_route
+from nomul_hw.pnr import DEVICES, HARNESS, Routing, default_device, nextpnr_version, place_and_route, trim_carries
 from nomul_hw.synth import TOP, SynthesisError
 
 #: A counter that feeds an adder, with an instance whose name is a keyword.
@@ -72,6 +72,27 @@ def test_modules_and_clock(device):
     assert result.path.source.split(".")[0] in result.path.modules or result.path.source.startswith(HARNESS)
     assert f"synthesize for {device}" in said and any("MHz" in line for line in said)
     assert Routing.from_dict(json.loads(json.dumps(result.to_dict()))) == result
+
+
+def test_carry_chains_begin_and_end():
+    """A carry that nothing reads leaves no chain; one that a port, a LUT or the next cell reads does. None begins one
+    whose first LUT is empty and unread."""
+    def cell(lut: str = "0110", cin: object = "0", cout: int | None = None, s0: int = 20) -> dict[str, object]:
+        connections = {"A0": [2], "CIN": [cin], "COUT": [] if cout is None else [cout], "S0": [s0]}
+        return {"type": "CCU2C", "parameters": {"INIT0": lut}, "connections": connections,
+                "port_directions": {port: "output" if port in ("COUT", "S0") else "input" for port in connections}}
+
+    cells = {"nothing": cell(cout=10), "port": cell(cout=11), "lut": cell(cout=12), "chain": cell(cout=13),
+             "last": cell(cin=13, cout=14), "open": cell(cin=13), "one": cell("0000", "1"), "empty": cell("0000"),
+             "carried": cell("0000", 13), "shown": cell("0000", s0=12),
+             "logic": {"type": "LUT4", "port_directions": {"A": "input", "Z": "output"},
+                       "connections": {"A": [12], "Z": [15]}}}
+    design = {"modules": {"top": {"ports": {"s": {"direction": "output", "bits": [11, 15]}}, "cells": cells}}}
+    found = json.loads(trim_carries(json.dumps(design)))["modules"]["top"]["cells"]
+    for name in cells.keys() - {"port", "lut", "chain", "logic"}:
+        cells[name]["connections"]["COUT"] = ["x"]
+    cells["empty"]["connections"]["CIN"] = ["x"]
+    assert found == cells
 
 
 def test_a_faster_grade_is_faster():

@@ -29,7 +29,8 @@ def made_up(config: ArrayConfig) -> Sample:
     """Costs that a sum of things explains: 9 LUTs a product, 2 a bit of sums, 1 a bit of words, and memories."""
     sums = sum(config.sum_bits(row) for row in range(config.rows)) * config.cols
     modules = {**area._memories(config, "ecp5"),
-               "array": Cost(lut=9 * config.macs_per_cycle + 2 * sums, ff=round(0.9 * area._array_ffs(config)[0])),
+               "array": Cost(lut=9 * config.macs_per_cycle + 2 * sums, carry=sums,
+                             ff=round(0.9 * area._array_ffs(config)[0])),
                "top": Cost(lut=config.act_word_bits + 100, ff=50)}
     if config.memory.lines:
         modules["window_unit"] += Cost(lut=20 * 9 * config.depth)
@@ -50,21 +51,24 @@ PREDICTOR = Predictor("ecp5", SWEEP, PRODUCTS)
 def test_sums_are_found():
     for config in (ArrayConfig("ternary", 16, 16), ArrayConfig("exp4", 8, 8, 4)):
         truth = made_up(config).total
-        found = PREDICTOR.predict(config)
+        found = sum(PREDICTOR.modules(config).values(), Cost())
+        assert found.carry == pytest.approx(truth.carry, rel=0.02)
         assert found.lut == pytest.approx(truth.lut, rel=0.02) and found.ff == pytest.approx(truth.ff, rel=0.02)
     assert "window_unit" not in PREDICTOR.modules(ArrayConfig("ternary"))
     assert PREDICTOR.modules(ArrayConfig("ternary", memory=MemoryConfig(lines=8)))["window_unit"].lut > 0
     assert max(PREDICTOR.errors.worst.values()) < 0.1 and "LUT 0." in str(PREDICTOR.errors)
 
 
-def test_flip_flops_take_the_places_of_luts():
-    """Where a LUT and a flip-flop are one cell."""
+def test_what_placing_takes_more():
+    """Flip-flops take the places of LUTs where they are one cell; carry chains begin with LUTs of their own."""
     config = ArrayConfig("ternary", 8, 8)
     for family in FAMILIES:
         predictor = Predictor(family, SWEEP, PRODUCTS)
         counted, found = sum(predictor.modules(config).values(), Cost()), predictor.predict(config)
-        assert found.ff == counted.ff and found.lut - counted.lut == round(area.LONE.get(family, 0) * counted.ff)
-        assert (found.lut > counted.lut) == (family == "ice40")
+        assert found.ff == counted.ff and counted.carry > 0
+        assert found.lut - counted.lut == round(area.LONE.get(family, 0) * counted.ff
+                                                + area.FED.get(family, 0) * counted.carry)
+        assert (found.lut > counted.lut) == (family in ("ecp5", "ice40"))
 
 
 def test_products_are_measured_or_like_what_was():
