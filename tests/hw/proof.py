@@ -32,6 +32,9 @@ from nomul_hw.pe import ProcessingElement
 
 __all__ = ["Refused", "check", "netlists", "yosys"]
 
+#: Cells that are LUTs beside each other, less the family.
+LUTS = "nomul_luts_"
+
 #: Yosys' gates: inputs and truth table, whose index has the first input as its lowest bit.
 GATES = {"$_NOT_": ("A", 0b01), "$_AND_": ("AB", 0b1000), "$_OR_": ("AB", 0b1110), "$_XOR_": ("AB", 0b0110),
          "$_MUX_": ("ABS", 0b11001010)}
@@ -80,14 +83,18 @@ class Bit:
 class Word:
     """The low bits of an integer, which is the sum of functions, one of each lane."""
 
-    parts: Mapping[int, npt.NDArray[np.int64]]
+    parts: Mapping[Any, npt.NDArray[np.int64]]
     width: int
 
     @cached_property
+    def ends(self) -> npt.NDArray[np.int64]:
+        """The integer's range, or more."""
+        return np.array([sum(end(values) for values in self.parts.values()) for end in (np.min, np.max)])
+
+    @property
     def exact(self) -> bool:
         """Whether the bits, as a signed number, are the integer."""
-        low, high = (sum(int(end(values)) for values in self.parts.values()) for end in (np.min, np.max))
-        return -1 << self.width - 1 <= low and high < 1 << self.width - 1
+        return bool(-1 << self.width - 1 <= self.ends[0] and self.ends[1] < 1 << self.width - 1)
 
 
 @dataclass(frozen=True)
@@ -181,28 +188,42 @@ def _function(table: int, inputs: Sequence[Value]) -> Value:
     return Bit(needed[0].lane, np.array(rows, np.uint8)[index], _time(needed))
 
 
-def _parts(vector: Sequence[Value]) -> dict[int, Any]:
+def _parts(vector: Sequence[Value]) -> dict[Any, Any]:
     """A vector as an integer, which it equals but for a multiple of two to its width: the functions that it sums up."""
-    parts: dict[int, Any] = {}
+    parts: dict[Any, Any] = {}
     for at, value in enumerate(vector):
         weight = np.int64(-1 << at if at + 1 == len(vector) else 1 << at)
         if isinstance(value, Bit):
             parts[value.lane] = parts.get(value.lane, 0) + weight * value.values
-        elif isinstance(value, Digit):  # From here on it must be the whole word, its sign extended or its top cut off.
-            word, rest = value.word, vector[at:]
-            if any(not isinstance(digit, Digit) or digit.word is not word or digit.index != min(index, word.width - 1)
-                   for index, digit in enumerate(rest)):
-                raise Refused("a vector takes in a part of a sum")
-            if len(rest) > word.width and not word.exact:
-                raise Refused("a sum is wider than its adder")
-            return _sum(parts, {lane: values << at for lane, values in word.parts.items()})
+        elif isinstance(value, Digit):
+            return _sum(parts, _word_parts(vector[at:]), at)
         elif value:  # A constant is a function of any lane.
             parts[0] = parts.get(0, 0) + weight
     return parts
 
 
-def _sum(first: Mapping[int, Any], second: Mapping[int, Any]) -> dict[int, Any]:
-    return {lane: first.get(lane, 0) + second.get(lane, 0) for lane in {**first, **second}}
+def _word_parts(vector: Sequence[Value]) -> dict[Any, Any]:
+    """The same of a vector that begins in a word: the word from there on, or its low bits below a sum with the others.
+
+    The high bits of a word are an integer, too: the word, divided and rounded down. It stands for itself, as a part
+    named by the word and its first bit, until the low bits below it make the word whole.
+    """
+    word, first = vector[0].word, vector[0].index
+    end = next((at for at, value in enumerate(vector) if not isinstance(value, Digit) or value.word is not word
+                or value.index != min(first + at, word.width - 1)), len(vector))
+    if end == len(vector):
+        if (first or first + end > word.width) and not word.exact:
+            raise Refused("a sum is wider than its adder")
+        return {(word, first): word.ends >> first} if first else dict(word.parts)
+    rest = _parts(vector[end:])
+    if first or not np.array_equal(rest.pop((word, end), None), word.ends >> end):
+        raise Refused("a vector takes in a part of a sum")
+    return _sum(word.parts, rest, end)
+
+
+def _sum(first: Mapping[Any, Any], second: Mapping[Any, Any], at: int = 0) -> dict[Any, Any]:
+    """Add up, the second shifted."""
+    return {lane: first.get(lane, 0) + (second.get(lane, 0) << at) for lane in {**first, **second}}
 
 
 class _Reader:
@@ -212,6 +233,10 @@ class _Reader:
         self.nets, self.leaves = nets, leaves
         self.drivers = {bit: cell for cell in netlist["cells"].values()
                         for output in ("Y", "Q", "s") for bit in cell["connections"].get(output, ())}
+        for cell in netlist["cells"].values():  # LUTs beside each other may be one behind the other, too
+            if cell["type"].startswith(LUTS):
+                self.drivers.update((place["o"], {"type": LUTS, "table": table, "connections": place})
+                                    for table, place in _places(cell))
 
     def values(self, bits: Sequence[Any]) -> list[Value]:
         for bit in bits:
@@ -229,8 +254,10 @@ class _Reader:
             values = [value if isinstance(value, bool) else replace(value, time=value.time + 1)]
         elif kind == "$add":
             outputs, values = ports["Y"], _add(*self.operands(cell))
+        elif kind == LUTS:
+            outputs, values = [ports["o"]], [_function(cell["table"], self.values([ports[name] for name in "abcdeg"]))]
         elif kind.startswith(ADDER):
-            outputs, values = ports["s"], _add(*self.leaf_operands(cell))
+            outputs, values = ports["s"], _add(*(self.lut_operands if "e" in ports else self.leaf_operands)(cell))
         else:
             raise Refused(f"a cell that is neither a gate nor an adder: {kind}")
         self.nets.update(zip(outputs, values, strict=True))
@@ -242,7 +269,7 @@ class _Reader:
         return [(vector + [vector[-1] if all(signed) else False] * width)[:width] for vector in vectors]
 
     def leaf_operands(self, cell: Mapping[str, Any]) -> list[list[Value]]:
-        """What a leaf adds: ``g(a, b)`` and ``f(b, c, d)``."""
+        """What a leaf adds: ``g(a, b)`` and ``f(b, c, d)``, with the same functions at all places."""
         f, g, width = (int(cell["parameters"][name], 2) for name in ("F", "G", "WIDTH"))
         if width > self.leaves.get((f, g), 0):
             raise Refused(f"a leaf of {width} bits with F = {f:#x} and G = {g:#x} is not proven")
@@ -252,10 +279,24 @@ class _Reader:
         return [[_function(g, (a, b)) for a, b, _, _ in places], [_function(f, (b, c, d)) for _, b, c, d in places]]
 
 
+    def lut_operands(self, cell: Mapping[str, Any]) -> list[list[Value]]:
+        """What a leaf of LUTs adds: ``a`` and ``a ^ f(a, b, c, d, e, g)``, with a function for each place."""
+        places = [(table, self.values([place[name] for name in "abcdeg"])) for table, place in _places(cell)]
+        return [[values[0] for _, values in places],
+                [_function(table ^ 0xaaaa_aaaa_aaaa_aaaa, values) for table, values in places]]
+
+
+def _places(cell: Mapping[str, Any]) -> list[tuple[int, dict[str, Any]]]:
+    """Table and connections of each place of a cell whose places are LUTs."""
+    tables, ports = int(cell["parameters"]["F"], 2), cell["connections"]
+    return [(tables >> 64 * at & (1 << 64) - 1, dict(zip(ports, bits, strict=True)))
+            for at, bits in enumerate(zip(*ports.values(), strict=True))]
+
+
 def _add(left: Sequence[Value], right: Sequence[Value]) -> list[Value]:
     """Add two vectors as wide as their sum: of one lane, the sum is a function of it like any other."""
     parts, time = _sum(_parts(left), _parts(right)), _time([*left, *right])
-    if len(parts) == 1 and ABOVE not in parts:
-        ((lane, numbers),) = parts.items()
+    (lane, numbers), *others = parts.items()
+    if not others and isinstance(lane, int) and lane != ABOVE:
         return [Bit(lane, bit, time) for bit in _bits(numbers, len(left))]
     return _digits(Word(parts, len(left)), time)
