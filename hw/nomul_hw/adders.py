@@ -19,12 +19,13 @@ a ternary weight; on Xilinx' 7 series, with four, besides the sign and the gate;
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
+from operator import and_, xor
 from typing import Any
 
 from amaranth.hdl import Cat, Const, Instance, Module, Mux, Signal
 
 from .fabric import FABRICS
-from .luts import Bit, Cover
+from .luts import Bit, Cover, mux
 from .product import ProductForm, Term
 
 __all__ = ["ADDER", "Factor", "choose", "fabric_sum", "factors", "fields", "leaf", "multiple_bits", "odd_part"]
@@ -286,7 +287,7 @@ class _Places:
 
 
 class _LutSum(_Sum):
-    """As :class:`_Sum`, for adders whose LUTs are written down: each takes in as much of a product as it has room for."""
+    """As :class:`_Sum`, of a family whose adders' LUTs are written down: each takes in what it has room for."""
 
     def __init__(self, m: Module, family: str) -> None:
         super().__init__(m, family)
@@ -295,66 +296,67 @@ class _LutSum(_Sum):
     def add(self, left: Sequence[Bit], right: _Places, width: int, *, left_sign: Any = None) -> Any:
         index, self.adders = self.adders, self.adders + 1
         at, rest = right.offset, width - right.offset
-        total = Signal(rest, name=f"sum_{index}")
         places = []
         for first, second in zip(_sized(left, width)[at:], _sized(right.value, rest), strict=True):
             signals, table = second.spread(5)
             differ = sum((table >> value & 1 ^ bit) << 2 * value + bit for value in range(32) for bit in range(2))
-            places.append(([self.cover.signal(first).value, *signals], differ))
-        self.m.submodules[f"adder_{index}"] = self._instance(ADDER, places, o_s=total)
+            places.append(([self.cover.wire(first).wire, *signals], differ))
+        total = Signal(rest, name=f"sum_{index}")
+        self.m.submodules[f"adder_{index}"] = self._leaf(ADDER, places, o_s=total)
         return [*left[:at], *self.cover.bits(total)]
 
-    def _instance(self, leaf: str, places: Sequence[tuple[Sequence[Any], int]], **outputs: Any) -> Instance:
+    def _leaf(self, leaf: str, places: Sequence[tuple[Sequence[Any], int]], **output: Any) -> Instance:
         """Instantiate a leaf that has six inputs and a table at each place."""
         tables = sum(table << 64 * place for place, (_, table) in enumerate(places))
-        inputs = {f"i_{port}": Cat(column) for port, column in
-                  zip("abcdeg", zip(*(signals for signals, _ in places), strict=True), strict=True)}
-        return Instance(leaf + self.family, p_WIDTH=len(places), p_F=Const(tables, 64 * len(places)), **inputs, **outputs)
+        inputs = {f"i_{port}": Cat(signals[number] for signals, _ in places) for number, port in enumerate("abcdeg")}
+        return Instance(leaf + self.family, p_WIDTH=len(places), p_F=Const(tables, 64 * len(places)), **inputs,
+                        **output)
 
     def plain(self, value: Any, low: int, high: int, offset: int = 0) -> Any:
         return _Places(value, low, high, offset)
 
     def operand(self, factor: "Factor", *, register: bool, sign_last: bool = False) -> Any:
         name, term, of = factor.name, factor.term, fields(factor.term, factor.controls)
-        low, high = ~factor.highest, factor.highest
+        low, high, cover = ~factor.highest, factor.highest, self.cover
 
         def bits(label: str, value: Any) -> list[Bit]:
-            return self.cover.bits(self.named(f"{name}_{label}", value))
+            return cover.bits(self.named(f"{name}_{label}", value)) if len(value) else []
 
-        def choose_bits(control: Bit, one: Sequence[Bit], zero: Sequence[Bit], spare: int = 0) -> list[Bit]:
+        def chosen(control: Bit, one: Sequence[Bit], zero: Sequence[Bit], spare: int = 0) -> list[Bit]:
             width = min(max(len(one), len(zero)), _bits(low, high))
-            return [self.cover.apply(lambda choice, one, zero: choice & one | ~choice & zero, control, *pair,
-                                     spare=spare) for pair in zip(_sized(one, width), _sized(zero, width), strict=True)]
+            return [cover.apply(mux, control, *pair, spare=spare)
+                    for pair in zip(_sized(one, width), _sized(zero, width), strict=True)]
 
-        options = [[*self.cover.zeros((base & -base).bit_length() - 1), *bits(f"times_{odd_part(base)}", multiple)]
+        options = [[*[Bit(0)] * ((base & -base).bit_length() - 1), *bits(f"times_{odd_part(base)}", multiple)]
                    for base, multiple in zip(term.bases, factor.multiples, strict=True)]
-        for control in bits("select", of.select) if term.select_bits else ():
-            options = [choose_bits(control, *reversed(options[at:at + 2])) if at + 1 < len(options) else options[at]
+        for control in bits("select", of.select):
+            options = [chosen(control, *reversed(options[at:at + 2])) if at + 1 < len(options) else options[at]
                        for at in range(0, len(options), 2)]
-        chosen, = options
-        value = chosen
-        for stage, control in enumerate(bits("shift", of.shift) if term.shift_bits else ()):
-            source = chosen if term.shifts == (1 << stage) + 1 else value  # where no other shift goes with this one
-            value = choose_bits(control, [*self.cover.zeros(1 << stage), *source], value,
-                                2 + term.zero if stage + 1 == term.shift_bits else 0)  # gate, sign, and the sum above
-        if term.zero:
-            passes, = bits("nonzero", of.nonzero)
-            value = [self.cover.apply(lambda bit, passes: bit & passes, bit, passes) for bit in value]
-        negative, = bits("negative", of.negative)
-        value = [self.cover.apply(lambda bit, negative: bit ^ negative, bit, negative, spare=1) for bit in value]
+        value = unshifted = options[0]
+        for stage, control in enumerate(bits("shift", of.shift)):
+            source = unshifted if term.shifts == (1 << stage) + 1 else value  # if no other shift goes with this one
+            last = stage + 1 == term.shift_bits  # to which come the gate, the sign, and the sum from above
+            value = chosen(control, [*[Bit(0)] * (1 << stage), *source], value, 2 + term.zero if last else 0)
+        for passes in bits("nonzero", of.nonzero) if term.zero else ():
+            value = [cover.apply(and_, bit, passes) for bit in value]
+        for negative in bits("negative", of.negative):
+            value = [cover.apply(xor, bit, negative, spare=1) for bit in value]
         formed = _Places(value, low, high, term.offset)
         return self.registered(f"{name}_formed", formed) if register else formed
 
     def registered(self, name: str, operand: Any) -> Any:
-        vector = self.named(name, Cat(bit.value for bit in operand.value), register=True)
-        return replace(operand, value=self.cover.bits(vector))
+        return replace(operand, value=self.cover.bits(self.named(name, self._wires(operand.value), register=True)))
+
+    def _wires(self, bits: Sequence[Bit]) -> Any:
+        return Cat(self.cover.wire(bit).wire for bit in bits)
 
     def result(self, total: Any, psum: Any, width: int) -> Any:
-        value = total.value if psum is None else self.add(self.cover.bits(self.named("above", psum)), total, width)
-        if self.cover.made:
-            self.m.submodules.luts = self._instance(LUTS, [bit.spread(6) for bit in self.cover.made],
-                                                    o_o=Cat(bit.value for bit in self.cover.made.values()))
-        return Cat(bit.value for bit in _sized(value, width))
+        bits = total.value if psum is None else self.add(self.cover.bits(self.named("above", psum)), total, width)
+        value = self._wires(_sized(bits, width))
+        if self.cover.luts:
+            self.m.submodules.luts = self._leaf(LUTS, [bit.spread(6) for bit in self.cover.luts],
+                                                o_o=Cat(bit.wire for bit in self.cover.luts.values()))
+        return value
 
 
 def _sized(bits: Sequence[Bit], width: int) -> list[Bit]:

@@ -1,17 +1,26 @@
-"""Logic as functions of few bits, for LUTs that are written down rather than left to synthesis.
+"""Logic as functions of few bits, for a family whose LUTs are written down rather than left to synthesis.
 
-ABC shares what two LUTs have in common, even where that takes a LUT of its own and saves none: the sign of a product,
-of which each place of an adder could form its own. Of ABC's own accord no adder's LUT takes in more. So an adder of
-such LUTs must be told what goes into each: :class:`Cover` builds logic up bit by bit, and names what does not fit.
+ABC makes a LUT of what many LUTs have in common, even where each of them has room for it: the sign of a product, say,
+which every place of an adder could form by itself. And it takes LUTs of few inputs to cost less than others. So who
+wants an adder's LUTs to take in all that they have room for must say what goes into each. Here functions are composed
+bit by bit; what is too large becomes a LUT of its own.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 from amaranth.hdl import Const, Signal
 
-__all__ = ["Bit", "Cover"]
+__all__ = ["Bit", "Cover", "mux"]
+
+Function = Callable[..., int]
+
+
+def mux(choice: int, one: int, other: int) -> int:
+    """``one`` where ``choice`` is 1."""
+    return one if choice else other
 
 
 @dataclass(frozen=True)
@@ -20,29 +29,32 @@ class Bit:
 
     Attributes
     ----------
-    inputs : tuple of str
-        Names of the signals.
     table : int
-        The function's value for each of theirs, the first signal's the least significant of the index.
+        Its values, one bit for each index that the signals make, the first of them least significant.
+    names : tuple of str
+        The signals' names; what is equal has equal names.
     signals : tuple of Value
         The signals.
-    value : Value
-        The function as an expression.
     """
 
-    inputs: tuple[str, ...]
     table: int
-    signals: tuple[Any, ...] = field(compare=False)
-    value: Any = field(compare=False)
+    names: tuple[str, ...] = ()
+    signals: tuple[Any, ...] = field(default=(), compare=False)
 
-    def at(self, assigned: dict[str, int]) -> int:
-        """The function's value."""
-        return self.table >> sum(assigned[name] << index for index, name in enumerate(self.inputs)) & 1
+    @property
+    def is_wire(self) -> bool:
+        """Whether it is a signal or a constant."""
+        return not self.names or (len(self.names) == 1 and self.table == 0b10)
+
+    @property
+    def wire(self) -> Any:
+        """The signal or constant that it is."""
+        return self.signals[0] if self.signals else Const(self.table, 1)
 
     def spread(self, inputs: int) -> tuple[list[Any], int]:
-        """Signals and table of the same function, of more inputs that do not matter."""
-        return ([*self.signals, *[Const(0, 1)] * (inputs - len(self.inputs))],
-                sum(self.table << at for at in range(0, 1 << inputs, 1 << len(self.inputs))))
+        """Signals and table of the same function with as many inputs, the last of which do not matter."""
+        return ([*self.signals, *[Const(0, 1)] * (inputs - len(self.names))],
+                sum(self.table << at for at in range(0, 1 << inputs, 1 << len(self.names))))
 
 
 class Cover:
@@ -55,72 +67,61 @@ class Cover:
 
     Attributes
     ----------
-    made : dict of Bit to Bit
-        What did not fit and became a LUT of its own, with the signal that stands for it.
+    luts : dict of Bit to Bit
+        What was too large, each a LUT of its own, and the signal that it drives.
     """
 
     def __init__(self, inputs: int) -> None:
         self.inputs = inputs
-        self.made: dict[Bit, Bit] = {}
-
-    @staticmethod
-    def zeros(count: int) -> list[Bit]:
-        """Bits that are 0."""
-        return [Bit((), 0, (), Const(0, 1))] * count
+        self.luts: dict[Bit, Bit] = {}
 
     @staticmethod
     def bits(vector: Any) -> list[Bit]:
         """The bits of a signal."""
-        return [Bit((f"{vector.name}[{place}]",), 0b10, (vector[place],), vector[place])
-                for place in range(len(vector))]
+        return [Bit(0b10, (f"{vector.name}[{place}]",), (vector[place],)) for place in range(len(vector))]
 
-    def signal(self, bit: Bit) -> Bit:
-        """Make a bit a signal, which is one LUT."""
-        if not bit.inputs or (len(bit.inputs) == 1 and bit.table == 0b10):
+    def wire(self, bit: Bit) -> Bit:
+        """A bit as a signal: of a LUT, if it is none yet."""
+        if bit.is_wire:
             return bit
-        if bit not in self.made:
-            self.made[bit], = self.bits(Signal(1, name=f"lut_{len(self.made)}"))
-        return self.made[bit]
+        if bit not in self.luts:
+            self.luts[bit], = self.bits(Signal(1, name=f"lut_{len(self.luts)}"))
+        return self.luts[bit]
 
-    def apply(self, function: Callable[..., Any], *arguments: Bit, spare: int = 0) -> Bit:
-        """Compose a function with others; the largest of these become signals as long as the result is too large.
+    def apply(self, function: Function, *arguments: Bit, spare: int = 0) -> Bit:
+        """Compose a function with others; as long as the result is too large, the largest of them becomes a LUT.
 
         Parameters
         ----------
         function : callable
-            Of bits as integers, or as expressions.
+            Of bits, one for each argument.
         spare : int
             Inputs of the LUT that the result must leave free.
         """
         bits = list(arguments)
         while True:
-            signals = {name: signal for bit in bits for name, signal in zip(bit.inputs, bit.signals, strict=True)}
-            composed = self._reduced(function, bits, signals)
-            if len(composed.inputs) <= self.inputs - spare:
-                return composed
-            # What is a signal already costs nothing.
-            largest = max(range(len(bits)), key=lambda index: (len(bits[index].inputs) > 1 and bits[index] in self.made,
-                                                               len(bits[index].inputs)))
-            if len(bits[largest].inputs) == 1:
-                raise ValueError(f"a function of {len(bits)} signals does not fit a LUT of {self.inputs} inputs")
-            bits[largest] = self.signal(bits[largest])
+            signals = {name: signal for bit in bits for name, signal in zip(bit.names, bit.signals, strict=True)}
+            names = list(signals)
+            table, kept = _compose(function, len(names), tuple(
+                (bit.table, tuple(names.index(name) for name in bit.names)) for bit in bits))
+            if len(kept) <= self.inputs - spare:
+                return Bit(table, tuple(names[at] for at in kept), tuple(signals[names[at]] for at in kept))
+            # What is a LUT already costs nothing.
+            at = max((at for at, bit in enumerate(bits) if not bit.is_wire),
+                     key=lambda at: (bits[at] in self.luts, len(bits[at].names)))
+            bits[at] = self.wire(bits[at])
 
-    @staticmethod
-    def _reduced(function: Callable[..., Any], bits: Sequence[Bit], signals: dict[str, Any]) -> Bit:
-        """Compose, and leave out signals that do not matter."""
-        names = list(signals)
 
-        def table() -> int:
-            total = 0
-            for index in range(1 << len(names)):
-                assigned = {**dict.fromkeys(signals, 0), **{name: index >> at & 1 for at, name in enumerate(names)}}
-                total |= (function(*(bit.at(assigned) for bit in bits)) & 1) << index
-            return total
+@cache
+def _compose(function: Function, count: int, bits: tuple[tuple[int, tuple[int, ...]], ...]
+             ) -> tuple[int, tuple[int, ...]]:
+    """Table of a function of functions, and which of ``count`` signals matter to it."""
+    def value(index: int) -> int:
+        return function(*(table >> sum((index >> signal & 1) << at for at, signal in enumerate(inputs)) & 1
+                          for table, inputs in bits))
 
-        full = table()
-        for at, name in reversed(list(enumerate(names))):
-            if all(full >> index & 1 == full >> (index | 1 << at) & 1 for index in range(1 << len(names))
-                   if not index >> at & 1):
-                names.remove(name)
-                full = table()
-        return Bit(tuple(names), full, tuple(signals[name] for name in names), function(*(bit.value for bit in bits)))
+    values = [value(index) for index in range(1 << count)]
+    kept: Sequence[int] = [at for at in range(count) if any(
+        values[index] != values[index | 1 << at] for index in range(1 << count) if not index >> at & 1)]
+    return (sum(values[sum((index >> at & 1) << signal for at, signal in enumerate(kept))] << index
+                for index in range(1 << len(kept))), tuple(kept))
