@@ -353,9 +353,14 @@ class _LutSum(_Sum):
     def result(self, total: Any, psum: Any, width: int) -> Any:
         bits = total.value if psum is None else self.add(self.cover.bits(self.named("above", psum)), total, width)
         value = self._wires(_sized(bits, width))
-        if self.cover.luts:
-            self.m.submodules.luts = self._leaf(LUTS, [bit.spread(6) for bit in self.cover.luts],
-                                                o_o=Cat(bit.wire for bit in self.cover.luts.values()))
+        # A leaf for each level: simulators take a vector that drives part of itself for a loop.
+        level: dict[str, int] = {}
+        for bit, lut in self.cover.luts.items():
+            level[lut.names[0]] = 1 + max(level.get(name, 0) for name in bit.names)
+        for depth in sorted(set(level.values())):
+            luts = {bit: lut.wire for bit, lut in self.cover.luts.items() if level[lut.names[0]] == depth}
+            self.m.submodules["luts" if depth == 1 else f"luts_{depth}"] = self._leaf(
+                LUTS, [bit.spread(6) for bit in luts], o_o=Cat(luts.values()))
         return value
 
 
