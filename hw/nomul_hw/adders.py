@@ -19,17 +19,22 @@ a ternary weight; on Xilinx' 7 series, with four, besides the sign and the gate;
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
+from operator import and_, xor
 from typing import Any
 
 from amaranth.hdl import Cat, Const, Instance, Module, Mux, Signal
 
 from .fabric import FABRICS
+from .luts import Bit, Cover, mux
 from .product import ProductForm, Term
 
 __all__ = ["ADDER", "Factor", "choose", "fabric_sum", "factors", "fields", "leaf", "multiple_bits", "odd_part"]
 
 #: Name of the leaf modules, less the family.
 ADDER = "nomul_adder_"
+
+#: Likewise of the leaf of LUTs alone.
+LUTS = "nomul_luts_"
 
 #: Truth tables of ``f``, a bit for each value of ``{d, c, b}``. It must be 0 where c = d = 0: a carry cell of ECP5
 #: takes its carry from what its LUT would be without c and d.
@@ -45,6 +50,8 @@ _LEFT, _LEFT_SIGN = 0b1010, 0b0110
 def leaf(family: str) -> str:
     """Verilog of a family's leaf module."""
     texts = resources.files(__package__).joinpath("leaves")
+    if FABRICS[family].fused == "lut":
+        return texts.joinpath(f"{family}.v").read_text(encoding="utf-8")
     module, cells = (texts.joinpath(name).read_text(encoding="utf-8") for name in ("adder.v", f"{family}.v"))
     return module.replace("FAMILY", family).replace("CELLS\n", cells)
 
@@ -185,8 +192,6 @@ class _Sum:
             invert, gate = None, None
         elif fused == "sign":
             invert, gate = None, min(1, len(stages))
-        elif self.fabric.late:
-            invert = gate = len(stages)
         else:  # Each takes a LUT input: a stage for each, or for want of stages both in front of them.
             invert, gate = (1, 2) if len(stages) > 1 or (stages and not term.zero) else (0, 0)
         value, inverted = Cat(choose(term, of.select, factor.multiples)), False
@@ -266,6 +271,103 @@ class _Sum:
         """Put a register behind a vector."""
         return self.plain(self.named(name, operand.value, register=True), operand.low, operand.high, operand.offset)
 
+    def result(self, total: _Operand, psum: Any, width: int) -> Any:
+        """Add the sum of the products to the one from above, if there is one."""
+        return self.add(psum, total, width) if psum is not None else _extended(total.value, width)
+
+
+@dataclass(frozen=True)
+class _Places:
+    """What an adder of LUTs adds: a function for each place. Otherwise as :class:`_Operand`."""
+
+    value: Sequence[Bit]
+    low: int
+    high: int
+    offset: int
+
+
+class _LutSum(_Sum):
+    """As :class:`_Sum`, of a family whose adders' LUTs are written down: each takes in what it has room for."""
+
+    def __init__(self, m: Module, family: str) -> None:
+        super().__init__(m, family)
+        self.cover = Cover(6)
+
+    def add(self, left: Sequence[Bit], right: _Places, width: int, *, left_sign: Any = None) -> Any:
+        index, self.adders = self.adders, self.adders + 1
+        at, rest = right.offset, width - right.offset
+        places = []
+        for first, second in zip(_sized(left, width)[at:], _sized(right.value, rest), strict=True):
+            signals, table = second.spread(5)
+            differ = sum((table >> value & 1 ^ bit) << 2 * value + bit for value in range(32) for bit in range(2))
+            places.append(([self.cover.wire(first).wire, *signals], differ))
+        total = Signal(rest, name=f"sum_{index}")
+        self.m.submodules[f"adder_{index}"] = self._leaf(ADDER, places, o_s=total)
+        return [*left[:at], *self.cover.bits(total)]
+
+    def _leaf(self, leaf: str, places: Sequence[tuple[Sequence[Any], int]], **output: Any) -> Instance:
+        """Instantiate a leaf that has six inputs and a table at each place."""
+        tables = sum(table << 64 * place for place, (_, table) in enumerate(places))
+        inputs = {f"i_{port}": Cat(signals[number] for signals, _ in places) for number, port in enumerate("abcdeg")}
+        return Instance(leaf + self.family, p_WIDTH=len(places), p_F=Const(tables, 64 * len(places)), **inputs,
+                        **output)
+
+    def plain(self, value: Any, low: int, high: int, offset: int = 0) -> Any:
+        return _Places(value, low, high, offset)
+
+    def operand(self, factor: "Factor", *, register: bool, sign_last: bool = False) -> Any:
+        name, term, of = factor.name, factor.term, fields(factor.term, factor.controls)
+        low, high, cover = ~factor.highest, factor.highest, self.cover
+
+        def bits(label: str, value: Any) -> list[Bit]:
+            return cover.bits(self.named(f"{name}_{label}", value)) if len(value) else []
+
+        def chosen(control: Bit, one: Sequence[Bit], zero: Sequence[Bit], spare: int = 0) -> list[Bit]:
+            width = min(max(len(one), len(zero)), _bits(low, high))
+            return [cover.apply(mux, control, *pair, spare=spare)
+                    for pair in zip(_sized(one, width), _sized(zero, width), strict=True)]
+
+        options = [[*[Bit(0)] * ((base & -base).bit_length() - 1), *bits(f"times_{odd_part(base)}", multiple)]
+                   for base, multiple in zip(term.bases, factor.multiples, strict=True)]
+        for control in bits("select", of.select):
+            options = [chosen(control, *reversed(options[at:at + 2])) if at + 1 < len(options) else options[at]
+                       for at in range(0, len(options), 2)]
+        value = unshifted = options[0]
+        for stage, control in enumerate(bits("shift", of.shift)):
+            source = unshifted if term.shifts == (1 << stage) + 1 else value  # if no other shift goes with this one
+            last = stage + 1 == term.shift_bits  # to which come the gate, the sign, and the sum from above
+            value = chosen(control, [*[Bit(0)] * (1 << stage), *source], value, 2 + term.zero if last else 0)
+        for passes in bits("nonzero", of.nonzero) if term.zero else ():
+            value = [cover.apply(and_, bit, passes) for bit in value]
+        for negative in bits("negative", of.negative):
+            value = [cover.apply(xor, bit, negative, spare=1) for bit in value]
+        formed = _Places(value, low, high, term.offset)
+        return self.registered(f"{name}_formed", formed) if register else formed
+
+    def registered(self, name: str, operand: Any) -> Any:
+        return replace(operand, value=self.cover.bits(self.named(name, self._wires(operand.value), register=True)))
+
+    def _wires(self, bits: Sequence[Bit]) -> Any:
+        return Cat(self.cover.wire(bit).wire for bit in bits)
+
+    def result(self, total: Any, psum: Any, width: int) -> Any:
+        bits = total.value if psum is None else self.add(self.cover.bits(self.named("above", psum)), total, width)
+        value = self._wires(_sized(bits, width))
+        # A leaf for each level: simulators take a vector that drives part of itself for a loop.
+        level: dict[str, int] = {}
+        for bit, lut in self.cover.luts.items():
+            level[lut.names[0]] = 1 + max(level.get(name, 0) for name in bit.names)
+        for depth in sorted(set(level.values())):
+            luts = {bit: lut.wire for bit, lut in self.cover.luts.items() if level[lut.names[0]] == depth}
+            self.m.submodules["luts" if depth == 1 else f"luts_{depth}"] = self._leaf(
+                LUTS, [bit.spread(6) for bit in luts], o_o=Cat(luts.values()))
+        return value
+
+
+def _sized(bits: Sequence[Bit], width: int) -> list[Bit]:
+    """Sign-extend or cut."""
+    return [*bits[:width], *[bits[-1]] * (width - len(bits))]
+
 
 def _is_little(term: Term) -> bool:
     """Whether all but the sign of a term is one LUT for a bit, or nothing at all."""
@@ -328,13 +430,14 @@ def fabric_sum(m: Module, family: str, lanes: Sequence[Sequence[Factor]], psum: 
     pipeline : int
         Registers on the way of the products: see :class:`nomul_hw.pe.ProcessingElement`.
     """
-    build = _Sum(m, family)
+    build = (_LutSum if FABRICS[family].fused == "lut" else _Sum)(m, family)
     if sum(map(len, lanes)) == 1:
         total = build.operand(lanes[0][0], register=pipeline > 0)
     else:
         length = build.fabric.chain
-        if len(lanes[0]) == 1:
-            lanes = [[terms[0] for terms in lanes]]
+        if len(lanes) > 1:
+            # Terms of one weight first, so that sums stay narrow.
+            lanes = list(zip(*lanes, strict=True))
             length = min(length, 2) if pipeline > 2 else length  # long chains are slow
         elif not build.fabric.signs:
             length = len(lanes[0])
@@ -345,4 +448,4 @@ def fabric_sum(m: Module, family: str, lanes: Sequence[Sequence[Factor]], psum: 
         total = build.tree(sums)
         if pipeline:
             total = build.registered("products", total)
-    return (build.add(psum, total, width) if psum is not None else _extended(total.value, width)).as_signed()
+    return build.result(total, psum, width).as_signed()

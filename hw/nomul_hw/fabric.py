@@ -17,10 +17,8 @@ class Fabric:
     ----------
     fused : str
         The part of a product that is left to the adder: ``"stage"``, the last stage of the shifter, or where nothing
-        is shifted the sign and the gate; ``"sign"``, the inversion alone; ``"none"``.
-    late : bool
-        Whether sign and gate come after the shifter's stages instead of into the first stages that have LUT inputs
-        left.
+        is shifted the sign and the gate; ``"sign"``, the inversion alone; ``"none"``; or ``"lut"``, all that the LUT of
+        each place has room for.
     signs : bool
         Whether an adder can take in the signs of both its operands.
     chain : int
@@ -28,15 +26,14 @@ class Fabric:
     """
 
     fused: str
-    late: bool
     signs: bool
     chain: int
 
 
 #: The families with a leaf of their own.
 FABRICS: Mapping[str, Fabric] = {
-    "ecp5": Fabric("stage", late=False, signs=True, chain=4),
-    "ice40": Fabric("none", late=False, signs=True, chain=2),
-    "xilinx": Fabric("none", late=True, signs=False, chain=4),
-    "gowin": Fabric("sign", late=False, signs=False, chain=2),
+    "ecp5": Fabric("stage", signs=True, chain=4),
+    "ice40": Fabric("none", signs=True, chain=2),
+    "xilinx": Fabric("lut", signs=False, chain=4),
+    "gowin": Fabric("sign", signs=False, chain=2),
 }

@@ -14,7 +14,7 @@ belongs to them.
 
 import json
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -25,15 +25,13 @@ import numpy.typing as npt
 import pytest
 from amaranth.back import rtlil
 
-from nomul_hw.adders import ADDER, odd_part
+from nomul_hw.adders import ADDER, LUTS, odd_part
 from nomul_hw.arithmetic import act_range
 from nomul_hw.lint import find_yosys
 from nomul_hw.pe import ProcessingElement
 
 __all__ = ["Refused", "check", "netlists", "yosys"]
 
-#: Cells that are LUTs beside each other, less the family.
-LUTS = "nomul_luts_"
 
 #: Yosys' gates: inputs and truth table, whose index has the first input as its lowest bit.
 GATES = {"$_NOT_": ("A", 0b01), "$_AND_": ("AB", 0b1000), "$_OR_": ("AB", 0b1110), "$_XOR_": ("AB", 0b0110),
@@ -109,15 +107,16 @@ class Digit:
 Value = bool | Bit | Digit
 
 
-def check(netlist: Mapping[str, Any], element: ProcessingElement, leaves: Mapping[tuple[int, int], int]) -> None:
+def check(netlist: Mapping[str, Any], element: ProcessingElement, functions: Collection[tuple[int, int]],
+          widest: int) -> None:
     """Check that a netlist is an element: that it adds the products of all lanes to the sum from above.
 
     Parameters
     ----------
     netlist : mapping
         One of :func:`netlists`.
-    leaves : mapping of (int, int) to int
-        Up to which width leaves add what their text says, for pairs of functions ``F`` and ``G``.
+    functions, widest : collection of (int, int), int
+        Leaves that add what their text says: with which ``F`` and ``G``, and up to which width.
 
     Raises
     ------
@@ -144,7 +143,7 @@ def check(netlist: Mapping[str, Any], element: ProcessingElement, leaves: Mappin
     nets = {"0": False, "1": True}
     for name, values in inputs.items():
         nets.update(zip(netlist["netnames"][name]["bits"], values, strict=True))
-    total = _Reader(netlist, nets, leaves).values(netlist["ports"]["psum_o"]["bits"])
+    total = _Reader(netlist, nets, functions, widest).values(netlist["ports"]["psum_o"]["bits"])
     if _time(total) != element.pipeline + 1:
         raise Refused("products take too many registers, or too few")
     found = _parts(total)
@@ -229,14 +228,11 @@ def _sum(first: Mapping[Any, Any], second: Mapping[Any, Any], at: int = 0) -> di
 class _Reader:
     """Reads a netlist from its outputs on."""
 
-    def __init__(self, netlist: Mapping[str, Any], nets: dict[Any, Value], leaves: Mapping[tuple[int, int], int]):
-        self.nets, self.leaves = nets, leaves
+    def __init__(self, netlist: Mapping[str, Any], nets: dict[Any, Value], functions: Collection[tuple[int, int]],
+                 widest: int):
+        self.nets, self.functions, self.widest = nets, functions, widest
         self.drivers = {bit: cell for cell in netlist["cells"].values()
-                        for output in ("Y", "Q", "s") for bit in cell["connections"].get(output, ())}
-        for cell in netlist["cells"].values():  # LUTs beside each other may be one behind the other, too
-            if cell["type"].startswith(LUTS):
-                self.drivers.update((place["o"], {"type": LUTS, "table": table, "connections": place})
-                                    for table, place in _places(cell))
+                        for output in ("Y", "Q", "s", "o") for bit in cell["connections"].get(output, ())}
 
     def values(self, bits: Sequence[Any]) -> list[Value]:
         for bit in bits:
@@ -254,9 +250,11 @@ class _Reader:
             values = [value if isinstance(value, bool) else replace(value, time=value.time + 1)]
         elif kind == "$add":
             outputs, values = ports["Y"], _add(*self.operands(cell))
-        elif kind == LUTS:
-            outputs, values = [ports["o"]], [_function(cell["table"], self.values([ports[name] for name in "abcdeg"]))]
+        elif kind.startswith(LUTS):
+            outputs, values = ports["o"], [_function(*place) for place in self.places(cell)]
         elif kind.startswith(ADDER):
+            if len(ports["s"]) > self.widest:
+                raise Refused(f"a leaf of {len(ports['s'])} bits is not proven")
             outputs, values = ports["s"], _add(*(self.lut_operands if "e" in ports else self.leaf_operands)(cell))
         else:
             raise Refused(f"a cell that is neither a gate nor an adder: {kind}")
@@ -270,9 +268,9 @@ class _Reader:
 
     def leaf_operands(self, cell: Mapping[str, Any]) -> list[list[Value]]:
         """What a leaf adds: ``g(a, b)`` and ``f(b, c, d)``, with the same functions at all places."""
-        f, g, width = (int(cell["parameters"][name], 2) for name in ("F", "G", "WIDTH"))
-        if width > self.leaves.get((f, g), 0):
-            raise Refused(f"a leaf of {width} bits with F = {f:#x} and G = {g:#x} is not proven")
+        f, g = (int(cell["parameters"][name], 2) for name in "FG")
+        if (f, g) not in self.functions:
+            raise Refused(f"a leaf with F = {f:#x} and G = {g:#x} is not proven")
         if g == 0b0110 and len(set(cell["connections"]["b"])) > 1:
             raise Refused("a leaf's sign is not the same at all places")
         places = list(zip(*(self.values(cell["connections"][name]) for name in "abcd"), strict=True))
@@ -281,16 +279,15 @@ class _Reader:
 
     def lut_operands(self, cell: Mapping[str, Any]) -> list[list[Value]]:
         """What a leaf of LUTs adds: ``a`` and ``a ^ f(a, b, c, d, e, g)``, with a function for each place."""
-        places = [(table, self.values([place[name] for name in "abcdeg"])) for table, place in _places(cell)]
-        return [[values[0] for _, values in places],
-                [_function(table ^ 0xaaaa_aaaa_aaaa_aaaa, values) for table, values in places]]
+        places = self.places(cell)
+        return [[inputs[0] for _, inputs in places],
+                [_function(table ^ 0xaaaa_aaaa_aaaa_aaaa, inputs) for table, inputs in places]]
 
-
-def _places(cell: Mapping[str, Any]) -> list[tuple[int, dict[str, Any]]]:
-    """Table and connections of each place of a cell whose places are LUTs."""
-    tables, ports = int(cell["parameters"]["F"], 2), cell["connections"]
-    return [(tables >> 64 * at & (1 << 64) - 1, dict(zip(ports, bits, strict=True)))
-            for at, bits in enumerate(zip(*ports.values(), strict=True))]
+    def places(self, cell: Mapping[str, Any]) -> list[tuple[int, Sequence[Value]]]:
+        """Table and inputs of LUTs beside each other."""
+        tables = int(cell["parameters"]["F"], 2)
+        inputs = zip(*(self.values(cell["connections"][name]) for name in "abcdeg"), strict=True)
+        return [(tables >> 64 * at & (1 << 64) - 1, values) for at, values in enumerate(inputs)]
 
 
 def _add(left: Sequence[Value], right: Sequence[Value]) -> list[Value]:
