@@ -112,7 +112,7 @@ def test_leaf(widest, family, tmp_path):
 
 
 def prove_leaves(widest: int, family: str, text: str, folder: Path) -> None:
-    if FABRICS[family].fused == "lut":  # Whatever its LUTs give to the carry chain, which is b; and LUTs with any tables.
+    if FABRICS[family].fused == "lut":  # first with LUTs that give b to the carry chain, whatever that is
         ports = "abcdeg"
         tables = [np.full(widest, 0xcccc_cccc_cccc_cccc, np.uint64),
                   np.random.default_rng(1).integers(1 << 64, size=widest, dtype=np.uint64)]
