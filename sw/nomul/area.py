@@ -95,12 +95,12 @@ RAMS: Mapping[str, tuple[Ram, ...]] = {
 CHOICE = {"ecp5": 0.85, "ice40": 0.9, "xilinx": 0.5, "gowin": 0.9}
 
 #: Share of the flip-flops that take a LUT's place: where both are one cell, a flip-flop without a LUT of its own leaves
-#: none for others. That of iCE40 lies between those of two placed machines: docs/fit.md.
-LONE = {"ice40": 0.7}
+#: none for others. Chosen from placed machines, two of iCE40 and two builds of one of Gowin: docs/fit.md.
+LONE = {"ice40": 0.7, "gowin": 0.62}
 
-#: LUTs, per LUT in a carry chain, that place and route puts in front of chains, for their first carry. That of ECP5 is
-#: of a placed machine: 62 chains of 960 LUTs there, two for each.
-FED = {"ecp5": 0.13}
+#: LUTs, per LUT in a carry chain, that place and route puts at the ends of chains. That of ECP5 is of a placed machine:
+#: 62 chains of 960 LUTs there, two for each.
+FED = {"ecp5": 0.13, "gowin": 0.2}
 
 
 class AreaError(ValueError):
