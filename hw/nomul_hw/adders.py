@@ -435,12 +435,11 @@ def fabric_sum(m: Module, family: str, lanes: Sequence[Sequence[Factor]], psum: 
         total = build.operand(lanes[0][0], register=pipeline > 0)
     else:
         length = build.fabric.chain
+        if len(lanes[0]) > 1 and not build.fabric.signs:
+            length = 4  # nothing but the first of a chain has to be formed by itself
         if len(lanes) > 1:
-            # Terms of one weight first, so that sums stay narrow.
-            lanes = list(zip(*lanes, strict=True))
+            lanes = list(zip(*lanes, strict=True))  # terms of one weight first: so sums stay narrow
             length = min(length, 2) if pipeline > 2 else length  # long chains are slow
-        elif not build.fabric.signs:
-            length = len(lanes[0])
         chains = [terms[at:at + length] for terms in lanes for at in range(0, len(terms), length)]
         sums = [build.chain(chain, register=pipeline > 1) for chain in chains]
         if pipeline > 2:
