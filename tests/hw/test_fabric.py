@@ -57,8 +57,9 @@ class Step(wiring.Component):
             m.d.comb += [decoder.code.eq(self.codes.word_select(lane, self.product.format.bits)),
                          multiples.act.eq(self.acts.word_select(lane, 8))]
             lanes.append(factors(self.product, 8, f"lane_{lane}", decoder.controls, multiples.multiples))
-        m.d.comb += self.total.eq(
-            self.psum + plain_sum(m, lanes, None, 0) if self.family is None  # the order in which families add
+        m.d.comb += self.total.eq(  # the plain form in the order in which families add: terms of one weight first
+            self.psum + plain_sum(m, [list(terms) for terms in zip(*lanes, strict=True)], None, 0)
+            if self.family is None
             else fabric_sum(m, self.family, lanes, self.psum, self.width, self.pipeline))
         return m
 
