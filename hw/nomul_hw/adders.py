@@ -11,9 +11,10 @@ A leaf adds two vectors that are functions of others, bit by bit:
 
     s = g(a, b) + f(b, c, d)
 
-Every family has the same leaf. What a fabric says is how much of a product it should leave to ``f``: on ECP5, where a
-LUT in front of the carry has two inputs beside the operand, the last stage of the shifter or the sign and the gate of
-a ternary weight; on Xilinx' 7 series, with four, besides the sign and the gate; on others little or nothing.
+What a fabric says is how much of a product it should leave to ``f``: on ECP5, where a LUT in front of the carry has two
+inputs beside the operand, the last stage of the shifter or the sign and the gate of a ternary weight; on others little
+or nothing. On Xilinx' 7 series it has five, so that more fits than one function can say: its leaf, all of
+``leaves/xilinx.v``, has a function for each place, which :mod:`nomul_hw.luts` composes.
 """
 
 from collections.abc import Sequence
