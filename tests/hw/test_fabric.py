@@ -1,11 +1,19 @@
 # amaranth: UnusedElaboratable=no
-"""Family forms: proven equal to the plain form, for all codes, activations and partial sums."""
+"""Elements of every family: proven to add ``weight * activation``, for all weights, activations and partial sums.
 
+The proof has two halves. A leaf, made of a family's cells, adds what its one line for simulators says: by SAT
+(:func:`test_leaf`). An element, made of leaves, adds the products: by reading its netlist (:func:`test_step`,
+:mod:`.proof`). What an element takes in is tested for all cases too: control words in ``test_pe.test_decoder``,
+multiples in ``test_pe.test_multiples``.
+"""
+
+import copy
 import importlib.util
 import re
 import shutil
 import subprocess
 from functools import cache
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -14,16 +22,18 @@ from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
 from nomul_hw.accelerator import Accelerator
-from nomul_hw.adders import fabric_sum, factors, leaf
+from nomul_hw.adders import ADDER, fabric_sum, factors, leaf
 from nomul_hw.array import SystolicArray
 from nomul_hw.config import ArrayConfig, ConfigError, MemoryConfig
 from nomul_hw.fabric import FABRICS
 from nomul_hw.formats import FORMATS, MAX_MULTIPLES, WeightFormat
-from nomul_hw.lint import find_yosys, lint_verilog
+from nomul_hw.lint import lint_verilog
 from nomul_hw.pe import Multiples, ProcessingElement, WeightDecoder, plain_sum
 from nomul_hw.product import ProductForm
 from nomul_hw.synth import synthesize
 from nomul_hw.verilog import to_verilog
+
+from .proof import Refused, check, netlists, yosys
 
 FORMS = [ProductForm(fmt) for fmt in FORMATS.values() if len(fmt.multiples) <= MAX_MULTIPLES]
 FORMS += [ProductForm(WeightFormat.from_magnitudes("odd", (1, 3), zero=True))]  # a selection and nothing to shift
@@ -42,41 +52,29 @@ TABLES = [(0xa8, 0b1010), (0x78, 0b1010), (0xb8, 0b1010), (0x3c, 0b0110)]
 class Step(wiring.Component):
     """What one element adds to the sum from above, from codes and activations."""
 
-    def __init__(self, product: ProductForm, lanes: int, width: int, family: str | None, pipeline: int = 0):
-        self.product, self.lanes, self.width, self.family, self.pipeline = product, lanes, width, family, pipeline
-        super().__init__({"codes": In(lanes * product.format.bits), "acts": In(lanes * 8), "psum": In(signed(width)),
+    def __init__(self, form: ProductForm, lanes: int, width: int, family: str | None):
+        self.form, self.lanes, self.width, self.family = form, lanes, width, family
+        super().__init__({"codes": In(lanes * form.format.bits), "acts": In(lanes * 8), "psum": In(signed(width)),
                           "total": Out(signed(width))})
 
     def elaborate(self, platform):
         m, lanes = Module(), []
         for lane in range(self.lanes):
-            m.submodules[f"decoder_{lane}"] = decoder = WeightDecoder(product=self.product)
-            m.submodules[f"multiples_{lane}"] = multiples = Multiples(product=self.product, act_bits=8)
-            m.d.comb += [decoder.code.eq(self.codes.word_select(lane, self.product.format.bits)),
+            m.submodules[f"decoder_{lane}"] = decoder = WeightDecoder(product=self.form)
+            m.submodules[f"multiples_{lane}"] = multiples = Multiples(product=self.form, act_bits=8)
+            m.d.comb += [decoder.code.eq(self.codes.word_select(lane, self.form.format.bits)),
                          multiples.act.eq(self.acts.word_select(lane, 8))]
-            lanes.append(factors(self.product, 8, f"lane_{lane}", decoder.controls, multiples.multiples))
+            lanes.append(factors(self.form, 8, f"lane_{lane}", decoder.controls, multiples.multiples))
         m.d.comb += self.total.eq(
             self.psum + plain_sum(m, lanes, None, 0) if self.family is None  # the order in which families add
-            else fabric_sum(m, self.family, lanes, self.psum, self.width, self.pipeline))
+            else fabric_sum(m, self.family, lanes, self.psum, self.width, 0))
         return m
-
-
-def prove(folder: Path, passes: list[str], **files: str) -> None:
-    """Let Yosys prove what a script asks for."""
-    yosys = find_yosys()
-    if yosys is None:
-        pytest.skip("no Yosys")
-    for name, text in files.items():
-        (folder / f"{name}.v").write_text(text, encoding="utf-8")
-    done = subprocess.run([*yosys.program, "-p", ";".join(passes)], cwd=folder, capture_output=True, text=True,
-                          timeout=3600, check=False)
-    assert done.returncode == 0, (done.stdout + done.stderr)[-2000:]
 
 
 def equal(first: str, second: str) -> list[str]:
     """Passes that prove two modules without registers equal.
 
-    ABC proves points inside equal, from the inputs on, and makes one of each two: SAT alone takes hours for many sums.
+    ABC proves points inside equal, from the inputs on, and makes one of each two: that leaves SAT little to do.
     """
     return [f"miter -equiv -flatten -make_assert {first} {second} miter", "hierarchy -top miter", "techmap",
             "opt -full", "abc -g AND -script +fraig,-C,10000", "sat -verify -prove-asserts miter"]
@@ -95,14 +93,34 @@ def cells(family: str) -> str:
                    for cell in CELLS[family])
 
 
-@pytest.mark.parametrize("family", FABRICS)
-def test_leaf(family, tmp_path):
-    """A leaf for synthesis, made of the family's cells, is what it is for simulators: for all inputs."""
+#: Width of the widest leaf that is proven.
+WIDEST = 32
+
+
+@pytest.mark.parametrize("widest, family", [
+    *((8, family) for family in FABRICS),
+    *(pytest.param(WIDEST, family, marks=pytest.mark.sweep) for family in FABRICS)])
+def test_leaf(widest, family, tmp_path):
+    """Leaves for synthesis, made of the family's cells, are what they are for simulators: all widths, all inputs.
+
+    Cells take in two places or four at most, and all cells between the first and the last are alike: what goes wrong,
+    goes wrong up to 8 bits.
+    """
+    prove_leaves(widest, family, leaf(family), tmp_path)
+
+
+def prove_leaves(widest: int, family: str, text: str, folder: Path) -> None:
     around = f"""
 module around #(parameter [7:0] F = 0, parameter [3:0] G = 0)
-    (input [6:0] a, input [6:0] b, input [6:0] c, input [6:0] d, output [6:0] s);
-  wire [6:0] sign = {{7{{b[0]}}}};
-  nomul_adder_{family} #(.WIDTH(7), .F(F), .G(G)) leaf(.a(a), .b(G == 4'b0110 ? sign : b), .c(c), .d(d), .s(s));
+    (input [{widest - 1}:0] a, b, c, d, output [{widest * widest - 1}:0] s);
+  wire [{widest - 1}:0] sign = G == 4'b0110 ? {{{widest}{{b[0]}}}} : b;
+  genvar width;
+  generate
+    for (width = 1; width <= {widest}; width = width + 1) begin : each
+      nomul_adder_{family} #(.WIDTH(width), .F(F), .G(G)) leaf (
+          .a(a[width-1:0]), .b(sign[width-1:0]), .c(c[width-1:0]), .d(d[width-1:0]), .s(s[(width-1)*{widest}+:width]));
+    end
+  endgenerate
 endmodule
 """
     passes = []
@@ -113,48 +131,121 @@ endmodule
                        "prep -flatten -top around", "rename -top leaf", f"design -save {what}{index}", "design -pop"]
         passes += ["design -push", f"design -copy-from cells{index} -as cells leaf",
                    f"design -copy-from model{index} -as model leaf", *equal("model", "cells"), "design -pop"]
-    prove(tmp_path, passes, leaf=leaf(family) + around, cells=cells(family))
+    yosys(folder, passes, leaf_v=text + around, cells_v=cells(family))
 
 
-#: Registers as wires: what is added does not depend on when.
-WIRES = """
-module \\$dff #(parameter WIDTH = 1, CLK_POLARITY = 1) (input CLK, input [WIDTH-1:0] D, output [WIDTH-1:0] Q);
-  assign Q = D;
-endmodule
-"""
+def test_wrong_leaf(tmp_path):
+    """The proof of leaves can fail: here a carry is that of the place below."""
+    text = leaf("gowin").replace(".CIN(carry[i])", ".CIN(carry[i && i - 1])")
+    assert text != leaf("gowin")
+    with pytest.raises(AssertionError, match="proof did fail"):
+        prove_leaves(3, "gowin", text, tmp_path)
 
 
-def check_step(form: ProductForm, lanes: int, family: str, folder: Path, width: int = 24) -> None:
-    modules = {"plain": Step(form, lanes, width, None),
-               **{f"made_{pipeline}": Step(form, lanes, width, family, pipeline)
-                  for pipeline in (0, form.max_pipeline(lanes))}}
-    passes = []
-    for name in modules:
-        passes += ["read_verilog cells.v", f"read_verilog {name}.v", f"prep -flatten -top {name}",
-                   "techmap -map wires.v", "delete -port w:clk w:rst", f"design -stash {name}"]
-    plain, *made = modules
-    for name in made:
-        passes += ["design -reset", *(f"design -copy-from {each} -as {each} {each}" for each in (plain, name)),
-                   *equal(plain, name)]
-    prove(folder, passes, **{name: to_verilog(step, name) for name, step in modules.items()}, cells=cells(family),
-          wires=WIRES)
+def make_elements(form: ProductForm, lanes: int, families) -> list[ProcessingElement]:
+    """Elements with no register and with all of them, and an array's first, which has no sum above it."""
+    most = form.max_pipeline(lanes)
+    return [ProcessingElement(product=form, lanes=lanes, act_bits=8, psum_in_bits=above, psum_out_bits=width,
+                              pipeline=pipeline, family=family)
+            for above, width, pipeline in ((24, 24, 0), (24, 24, most), (0, form.sum_bits(lanes, 8), most))
+            for family in families]
 
 
-#: Proofs that every run of the tests makes; each takes seconds.
-QUICK = {("ecp5", "ternary", 1), ("ecp5", "ternary", 8), ("ecp5", "pot3z", 1), ("ice40", "int8", 1),
-         ("gowin", "ternary", 1)}
-STEPS = [pytest.param(form, family, lanes, id=f"{family}-{form.format.name}-{form.kind}-{lanes}",
-                      marks=[] if (family, form.format.name, lanes) in QUICK else [pytest.mark.sweep])
-         for lanes in (1, 8) for family in FABRICS for form in FORMS]
+@pytest.mark.parametrize("form, lanes", [
+    pytest.param(form, lanes, id=f"{form.format.name}-{form.kind}-{lanes}",
+                 marks=[pytest.mark.sweep] if lanes * len(form.terms) > 16 else [])
+    for lanes in (1, 8) for form in FORMS])
+def test_step(form, lanes, tmp_path):
+    """An element of leaves, or of operators alone, adds ``weight * activation``, less what the bias adds.
 
-
-@pytest.mark.parametrize("form, family, lanes", STEPS)
-def test_step(form, family, lanes, tmp_path):
-    """With the family's cells, an element adds what the plain form does: all codes, activations and sums from above.
-
-    Of one product and of eight, with no register and with all of them.
+    For all weights, activations and sums from above; of one product and of eight, with no register and with all.
     """
-    check_step(form, lanes, family, tmp_path)
+    elements = make_elements(form, lanes, (None, *FABRICS))
+    for netlist, element in zip(netlists(tmp_path, elements), elements, strict=True):
+        check(netlist, element, dict.fromkeys(TABLES, WIDEST))
+
+
+def mistakes(netlist, lanes):
+    """Yield netlists with a mistake each, and what it is: in every leaf, behind some, and in the whole."""
+    def mutant():
+        copied = copy.deepcopy(netlist)
+        return copied, copied["cells"]
+
+    def wire(cells, at, bit):
+        cells[f"wire_{at}"] = {"type": "$_AND_", "connections": {"A": [bit], "B": ["1"], "Y": [at]}}
+
+    def cut(part, places):
+        part["connections"] = {port: bits[places] for port, bits in part["connections"].items()}
+        part["parameters"]["WIDTH"] = format(len(part["connections"]["s"]), "b")
+
+    leaves = {name: cell["connections"]["s"] for name, cell in netlist["cells"].items()
+              if cell["type"].startswith(ADDER)}
+    for name, bits in leaves.items():
+        wrong, cells = mutant()
+        cells[name]["parameters"]["F"] = format(int(cells[name]["parameters"]["F"], 2) ^ 0xff, "08b")
+        yield f"{name}: sign", wrong
+
+        wrong, cells = mutant()
+        cells[name]["connections"].update({port: vector[:1] + vector[:-1]
+                                           for port, vector in cells[name]["connections"].items() if port in "bcd"})
+        yield f"{name}: offset", wrong
+
+        wrong, cells = mutant()
+        cells["upper"] = copy.deepcopy(cells[name])
+        cut(cells[name], slice(0, len(bits) // 2))
+        cut(cells["upper"], slice(len(bits) // 2, None))
+        yield f"{name}: dropped carry", wrong
+
+        wrong, cells = mutant()
+        cut(cells[name], slice(0, -1))
+        wire(cells, bits[-1], bits[-2])
+        yield f"{name}: too narrow", wrong
+
+    sums = {bit for bits in leaves.values() for bit in bits}
+    for name, cell in netlist["cells"].items():
+        if cell["type"] == "$_DFF_P_" and cell["connections"]["D"][0] in sums:
+            wrong, cells = mutant()
+            del cells[name]
+            wire(cells, cell["connections"]["Q"][0], cell["connections"]["D"][0])
+            yield f"{name}: no register", wrong
+
+    wrong, _ = mutant()
+    weights = wrong["netnames"]["active"]["bits"]
+    weights[:] = weights[len(weights) // lanes:] + weights[:len(weights) // lanes]
+    yield "weights of another lane", wrong
+
+
+@pytest.mark.parametrize("name, family", [("ternary", "ecp5"), ("pot3", "gowin"), ("binary", "ice40")])
+def test_mistakes(name, family, tmp_path):
+    """The proof can fail: it sees a mistake in whichever leaf. Leaves with any function are taken for proven here."""
+    leaves = dict.fromkeys(product(range(256), range(16)), WIDEST)
+    elements = make_elements(ProductForm(FORMATS[name]), 4, [family])[:2]
+    for netlist, element in zip(netlists(tmp_path, elements), elements, strict=True):
+        check(netlist, element, leaves)
+        wrong = dict(mistakes(netlist, element.lanes))
+        assert len(wrong) > 4 * element.lanes
+
+        def overlooked(netlist, element=element):
+            try:
+                check(netlist, element, leaves)
+            except Refused:
+                return False
+            return True
+
+        assert not list(filter(lambda what: overlooked(wrong[what]), wrong))
+
+
+@pytest.mark.parametrize("name, lanes, family", [("ternary", 1, "ecp5"), ("ternary", 8, "ecp5"), ("pot3z", 1, "xilinx"),
+                                                 ("int8", 1, "ice40"), ("ternary", 1, "gowin")])
+def test_cells(name, lanes, family, tmp_path):
+    """Both halves of the proof at once, for a few elements: the Verilog with the family's cells, and the plain form."""
+    form = ProductForm(FORMATS[name], "multiplier" if name == "int8" else "shift")
+    passes, texts = [], {}
+    for top, of in (("plain", None), ("made", family)):
+        texts[f"{top}_v"] = to_verilog(Step(form, lanes, 24, of), top)
+        passes += ["read_verilog cells.v", f"read_verilog {top}.v", f"prep -flatten -top {top}", f"design -stash {top}"]
+    passes += ["design -reset", *(f"design -copy-from {top} -as {top} {top}" for top in ("plain", "made"))]
+    yosys(tmp_path, [*passes, *equal("plain", "made")], **texts, cells_v=cells(family))
 
 
 def run_both(form: ProductForm, lanes: int, pipeline: int, row: int, family: str, folder: Path) -> None:

@@ -16,9 +16,12 @@ from .vectors import MULTIPLIERS, cells, join, split
 #: A format of the user's: no zero, a magnitude that shifts by five, multiples whose smallest levels are shifted.
 CUSTOM = WeightFormat.from_magnitudes("custom", (1, 12, 20, 32), zero=False)
 
-FORMS = [ProductForm(fmt) for fmt in (*FORMATS.values(), WeightFormat.uniform(5), CUSTOM)
+#: A selection, and nothing to shift.
+ODD = WeightFormat.from_magnitudes("odd", (1, 3), zero=True)
+
+FORMS = [ProductForm(fmt) for fmt in (*FORMATS.values(), WeightFormat.uniform(5), CUSTOM, ODD)
          if len(fmt.multiples) <= MAX_MULTIPLES]
-FORMS += [ProductForm(WeightFormat.uniform(bits), "multiplier") for bits in (2, 3, 4, 5, 8)]
+FORMS += [ProductForm(WeightFormat.uniform(bits), "multiplier") for bits in range(2, 9)]
 every_form = pytest.mark.parametrize("form", FORMS, ids=lambda form: f"{form.format.name}-{form.kind}")
 
 
