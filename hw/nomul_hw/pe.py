@@ -218,7 +218,8 @@ def plain_sum(m: Module, lanes: list[list[Factor]], above, pipeline: int):
 
     addends = [_term(m, factor) for terms in lanes for factor in terms]
     if pipeline == 0:
-        return balanced_sum(addends if above is None else [above, *addends])
+        products = balanced_sum(addends)  # narrower than the sum from above, which is added last
+        return products if above is None else above + products
     if pipeline > 1:
         addends = [registered(f"product_{index}", each) for index, each in enumerate(addends)]
     if pipeline > 2:

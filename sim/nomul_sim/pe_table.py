@@ -24,7 +24,7 @@ from typing import Any
 
 from nomul.area import ELEMENT_ACT_BITS as ACT_BITS
 from nomul.area import ELEMENT_SUM_BITS as SUM_BITS
-from nomul_hw.cells import find_liberty, synthesize_cells
+from nomul_hw.cells import find_liberty, how, synthesize_cells
 from nomul_hw.config import ArrayConfig
 from nomul_hw.fabric import FABRICS
 from nomul_hw.families import FAMILIES as CHIPS
@@ -152,7 +152,7 @@ def measure(element: Element, family: str, lanes: int, liberty: Path | None = No
             found = synthesize_cells(text, "element", library)
             return found.gates(found.total.total)
 
-        area = _cached([library.read_text(encoding="utf-8")], element, lanes, None, None, gates)
+        area = _cached([library.read_text(encoding="utf-8"), how()], element, lanes, None, None, gates)
         return Measured(element.name, family, lanes, area=area / lanes)
 
     def cost(rows: int | None) -> Cost:
@@ -199,11 +199,11 @@ def clocks(element: Element, family: str, lanes: int, seeds: Sequence[int] = SEE
     return found
 
 
-def _cached(parts: Iterable[str], element: Element, lanes: int, rows: int | None, family: str | None,
+def _cached(parts: Iterable[str | bytes], element: Element, lanes: int, rows: int | None, family: str | None,
             count: Callable[[str], Any]) -> Any:
     verilog = _verilog(element, lanes, rows, None if element.kind == "*" else family)
-    how = CHIPS[family].synthesis if family else ""
-    return cached_json("elements", [verilog, element.kind, yosys_version(), how, *parts], lambda: count(verilog))
+    command = CHIPS[family].synthesis if family else ""
+    return cached_json("elements", [verilog, element.kind, yosys_version(), command, *parts], lambda: count(verilog))
 
 
 def _table(rows: Sequence[Measured]) -> str:

@@ -23,8 +23,8 @@ __all__ = ["route_accelerator", "synthesize_accelerator", "synthesize_accelerato
 
 def _how() -> bytes:
     """What decides how tools are run."""
-    return b"".join(Path(str(module.__file__)).read_bytes()
-                    for module in (nomul_hw.families, nomul_hw.synth, nomul_hw.pnr, nomul_hw.cells))
+    return b"".join([*(Path(str(module.__file__)).read_bytes()
+                       for module in (nomul_hw.families, nomul_hw.synth, nomul_hw.pnr)), nomul_hw.cells.how()])
 
 
 def _fabric(family: str) -> str | None:
