@@ -127,6 +127,21 @@ def _bits(low: int, high: int) -> int:
     return 1 + max(high.bit_length(), (~low).bit_length())
 
 
+def _digits_bounds(count: int, highest: int) -> tuple[int, int]:
+    """Bound the raw sum of neighbouring Booth digits of one weight: their values add up to 2 ** (2 * count - 1) at most.
+
+    A negative digit's product is inverted: less by 1, at its place, than negated.
+
+    Parameters
+    ----------
+    highest : int
+        The largest value of a digit's product.
+    """
+    act, weight, inverted = highest + 1 >> 1, 1 << 2 * count - 1, (1 << 2 * count) // 3
+    least = max(weight * act, (weight - 1) * act + inverted // 4, weight * (act - 1) + inverted)
+    return -least, weight * act - 1
+
+
 def _extended(value: Any, width: int) -> Any:
     """Sign-extend or cut a vector."""
     return Cat(value[:width], value[-1].replicate(max(0, width - len(value))))
@@ -248,8 +263,11 @@ class _Sum:
         base, low, high = first.offset, first.low, first.high
         others = [replace(operand, offset=operand.offset - base) for operand in others]
         total, sign = (first.b, first.d[0]) if pair else (first.value, None)
-        for operand in others:
+        digits = [operand.offset for operand in others] == list(range(2, 2 * len(factors), 2))  # of one weight
+        for count, operand in enumerate(others, 2):
             low, high = low + (operand.low << operand.offset), high + (operand.high << operand.offset)
+            if digits:
+                low, high = _digits_bounds(count, factors[0].highest)
             total, sign = self.add(total, operand, _bits(low, high), left_sign=sign), None
         if pair and others[0].offset:  # of the first product, places that nothing was added to lack their sign
             signs = _extended(Cat(first.d[:others[0].offset], Const(0, 1)), len(total))
@@ -437,7 +455,7 @@ def fabric_sum(m: Module, family: str, lanes: Sequence[Sequence[Factor]], psum: 
     else:
         length = build.fabric.chain
         if len(lanes[0]) > 1 and not build.fabric.signs:
-            length = 4  # nothing but the first of a chain has to be formed by itself
+            length = 8  # nothing but the first of a chain has to be formed by itself
         if len(lanes) > 1:
             lanes = list(zip(*lanes, strict=True))  # terms of one weight first: so sums stay narrow
             length = min(length, 2) if pipeline > 2 else length  # long chains are slow
