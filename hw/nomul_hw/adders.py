@@ -128,7 +128,7 @@ def _bits(low: int, high: int) -> int:
 
 
 def _digits_bounds(count: int, highest: int) -> tuple[int, int]:
-    """Bound the raw sum of neighbouring Booth digits of one weight: their values add up to 2 ** (2 * count - 1) at most.
+    """Bound the raw sum of neighbouring Booth digits of a weight: their values add up to 2 ** (2 * count - 1) at most.
 
     A negative digit's product is inverted: less by 1, at its place, than negated.
 
