@@ -104,15 +104,14 @@ def choose(term: Term, select: Any, multiples: Sequence[Any]) -> Any:
 class _Operand:
     """What an adder adds: a function, bit by bit, of three vectors of one width; all ``offset`` places to the left.
 
-    ``low`` and ``high`` bound its value, without the offset.
+    ``made_of`` says of which products it is the sum.
     """
 
     table: int
     b: Any
     c: Any
     d: Any
-    low: int
-    high: int
+    made_of: tuple["Factor", ...]
     offset: int
 
     @property
@@ -122,24 +121,15 @@ class _Operand:
                 _MUX: self.b & self.c | self.d & ~self.c}[self.table]
 
 
-def _bits(low: int, high: int) -> int:
-    """Width of a signed number in a range."""
-    return 1 + max(high.bit_length(), (~low).bit_length())
+def _bits(made_of: Sequence["Factor"], offset: int) -> int:
+    """Width of a sum of products, whose lowest ``offset`` bits are left out.
 
-
-def _digits_bounds(count: int, highest: int) -> tuple[int, int]:
-    """Bound the raw sum of neighbouring Booth digits of one weight: of value 2 ** (2 * count - 1) together, at most.
-
-    A negative digit's product is inverted: less by 1, at its place, than negated.
-
-    Parameters
-    ----------
-    highest : int
-        The largest value of a digit's product.
+    Digits of one weight are not independent: their sum is narrower than that of as many others.
     """
-    act, weight, inverted = highest + 1 >> 1, 1 << 2 * count - 1, (1 << 2 * count) // 3
-    least = max(weight * act, (weight - 1) * act + inverted // 4, weight * (act - 1) + inverted)
-    return -least, weight * act - 1
+    together = [made_of] if len({factor.weight for factor in made_of}) == 1 else [[factor] for factor in made_of]
+    bounds = [some[0].form.bounds(some[0].act_bits, tuple(factor.index for factor in some)) for some in together]
+    low, high = (sum(ends) >> offset for ends in zip(*bounds, strict=True))
+    return 1 + max(high.bit_length(), (~low).bit_length())
 
 
 def _extended(value: Any, width: int) -> Any:
@@ -184,9 +174,9 @@ class _Sum:
             i_a=left[at:], i_b=b, i_c=c, i_d=d, o_s=total)
         return Cat(left[:at], total)
 
-    def plain(self, value: Any, low: int, high: int, offset: int = 0) -> _Operand:
+    def plain(self, value: Any, made_of: tuple["Factor", ...], offset: int) -> _Operand:
         """A vector as it stands."""
-        return _Operand(_PLAIN, value, Const(1, 1).replicate(len(value)), Const(0, len(value)), low, high, offset)
+        return _Operand(_PLAIN, value, Const(1, 1).replicate(len(value)), Const(0, len(value)), made_of, offset)
 
     def operand(self, factor: "Factor", *, register: bool, sign_last: bool = False) -> _Operand:
         """Form a product as far as an adder cannot.
@@ -199,7 +189,7 @@ class _Sum:
             Leave the inversion to the adder, and nothing else.
         """
         name, term, of = factor.name, factor.term, fields(factor.term, factor.controls)
-        low, high = ~factor.highest, factor.highest
+        widest = _bits([factor], term.offset)
         fused = "sign" if sign_last else self.fabric.fused
         shifts = [1 << stage for stage in range(term.shift_bits)]
         last = shifts.pop() if fused == "stage" and shifts else 0
@@ -226,7 +216,7 @@ class _Sum:
         for done, shift in enumerate(stages, 1):
             if shift:
                 value = self.named(f"{name}_before_{shift}", value)
-                width = min(len(value) + shift, _bits(low, high))
+                width = min(len(value) + shift, widest)
                 fill = of.negative.replicate(shift) if inverted else Const(0, shift)
                 control = of.shift[shift.bit_length() - 1]
                 value = Mux(control, _extended(Cat(fill, source(shift)), width), _extended(value, width))
@@ -242,16 +232,16 @@ class _Sum:
         def later(label: str, bit: Any) -> Any:
             return self.named(f"{name}_{label}", bit, register=True) if register else bit
 
-        bounds = (low, high, term.offset)
+        rest = ((factor,), term.offset)
         if last:
-            width = min(len(value) + last, _bits(low, high))
+            width = min(len(value) + last, widest)
             return _Operand(_MUX, _extended(Cat(later("fill", of.negative).replicate(last), source(last)), width),
-                            later("last", of.shift[-1]).replicate(width), _extended(value, width), *bounds)
+                            later("last", of.shift[-1]).replicate(width), _extended(value, width), *rest)
         if invert is None:
             passes = later("nonzero", of.nonzero) if term.zero and gate is None else Const(1, 1)
             return _Operand(_SIGN, value, passes.replicate(len(value)),
-                            later("negative", of.negative).replicate(len(value)), *bounds)
-        return self.plain(value, *bounds)
+                            later("negative", of.negative).replicate(len(value)), *rest)
+        return self.plain(value, *rest)
 
     def chain(self, factors: Sequence["Factor"], *, register: bool) -> _Operand:
         """Add products one after the other, to a vector that has the first one's offset."""
@@ -260,19 +250,16 @@ class _Sum:
         pair = self.fabric.signs and len(factors) > 1 and all(_is_little(each.term) for each in factors[:2])
         first, *others = [self.operand(factor, register=register, sign_last=pair and index < 2)
                           for index, factor in enumerate(factors)]
-        base, low, high = first.offset, first.low, first.high
+        base, made_of = first.offset, first.made_of
         others = [replace(operand, offset=operand.offset - base) for operand in others]
         total, sign = (first.b, first.d[0]) if pair else (first.value, None)
-        digits = [operand.offset for operand in others] == list(range(2, 2 * len(factors), 2))  # of one weight
-        for count, operand in enumerate(others, 2):
-            low, high = low + (operand.low << operand.offset), high + (operand.high << operand.offset)
-            if digits:
-                low, high = _digits_bounds(count, factors[0].highest)
-            total, sign = self.add(total, operand, _bits(low, high), left_sign=sign), None
+        for operand in others:
+            made_of += operand.made_of
+            total, sign = self.add(total, operand, _bits(made_of, base), left_sign=sign), None
         if pair and others[0].offset:  # of the first product, places that nothing was added to lack their sign
             signs = _extended(Cat(first.d[:others[0].offset], Const(0, 1)), len(total))
-            return _Operand(_SIGN, total, Const(1, 1).replicate(len(total)), signs, low, high, base)
-        return self.plain(total, low, high, base)
+            return _Operand(_SIGN, total, Const(1, 1).replicate(len(total)), signs, made_of, base)
+        return self.plain(total, made_of, base)
 
     def tree(self, sums: Sequence[_Operand]) -> _Operand:
         """Add vectors in a tree."""
@@ -282,13 +269,13 @@ class _Sum:
         return sums[0]
 
     def _both(self, left: _Operand, right: _Operand) -> _Operand:
-        base, right = left.offset, replace(right, offset=right.offset - left.offset)
-        low, high = left.low + (right.low << right.offset), left.high + (right.high << right.offset)
-        return self.plain(self.add(left.value, right, _bits(low, high)), low, high, base)
+        base, made_of = left.offset, left.made_of + right.made_of
+        right = replace(right, offset=right.offset - base)
+        return self.plain(self.add(left.value, right, _bits(made_of, base)), made_of, base)
 
     def registered(self, name: str, operand: _Operand) -> _Operand:
         """Put a register behind a vector."""
-        return self.plain(self.named(name, operand.value, register=True), operand.low, operand.high, operand.offset)
+        return self.plain(self.named(name, operand.value, register=True), operand.made_of, operand.offset)
 
     def result(self, total: _Operand, psum: Any, width: int) -> Any:
         """Add the sum of the products to the one from above, if there is one."""
@@ -300,8 +287,7 @@ class _Places:
     """What an adder of LUTs adds: a function for each place. Otherwise as :class:`_Operand`."""
 
     value: Sequence[Bit]
-    low: int
-    high: int
+    made_of: tuple["Factor", ...]
     offset: int
 
 
@@ -331,18 +317,18 @@ class _LutSum(_Sum):
         return Instance(leaf + self.family, p_WIDTH=len(places), p_F=Const(tables, 64 * len(places)), **inputs,
                         **output)
 
-    def plain(self, value: Any, low: int, high: int, offset: int = 0) -> Any:
-        return _Places(value, low, high, offset)
+    def plain(self, value: Any, made_of: tuple["Factor", ...], offset: int) -> Any:
+        return _Places(value, made_of, offset)
 
     def operand(self, factor: "Factor", *, register: bool, sign_last: bool = False) -> Any:
         name, term, of = factor.name, factor.term, fields(factor.term, factor.controls)
-        low, high, cover = ~factor.highest, factor.highest, self.cover
+        widest, cover = _bits([factor], term.offset), self.cover
 
         def bits(label: str, value: Any) -> list[Bit]:
             return cover.bits(self.named(f"{name}_{label}", value)) if len(value) else []
 
         def chosen(control: Bit, one: Sequence[Bit], zero: Sequence[Bit], spare: int = 0) -> list[Bit]:
-            width = min(max(len(one), len(zero)), _bits(low, high))
+            width = min(max(len(one), len(zero)), widest)
             return [cover.apply(mux, control, *pair, spare=spare)
                     for pair in zip(_sized(one, width), _sized(zero, width), strict=True)]
 
@@ -360,7 +346,7 @@ class _LutSum(_Sum):
             value = [cover.apply(and_, bit, passes) for bit in value]
         for negative in bits("negative", of.negative):
             value = [cover.apply(xor, bit, negative, spare=1) for bit in value]
-        formed = _Places(value, low, high, term.offset)
+        formed = _Places(value, (factor,), term.offset)
         return self.registered(f"{name}_formed", formed) if register else formed
 
     def registered(self, name: str, operand: Any) -> Any:
@@ -395,16 +381,38 @@ def _is_little(term: Term) -> bool:
 
 @dataclass(frozen=True)
 class Factor:
-    """One term of one lane: a control word, and the odd multiples that it chooses from.
+    """One term of one weight: a control word, and the odd multiples that it chooses from.
 
-    ``highest`` is the largest value of the term, less its offset: that of the most negative product, inverted.
+    Attributes
+    ----------
+    weight : str
+        Name of the weight.
+    form : ProductForm
+        Its product.
+    index : int
+        Which of the product's terms.
+    act_bits : int
+    controls : Value
+        The term's control word.
+    multiples : sequence of Value
     """
 
-    name: str
-    term: Term
-    highest: int
+    weight: str
+    form: ProductForm
+    index: int
+    act_bits: int
     controls: Any
     multiples: Sequence[Any]
+
+    @property
+    def name(self) -> str:
+        """For signals."""
+        return f"{self.weight}_term_{self.index}"
+
+    @property
+    def term(self) -> Term:
+        """What it does."""
+        return self.form.terms[self.index]
 
 
 def factors(product: ProductForm, act_bits: int, name: str, controls: Any, bundle: Any) -> list[Factor]:
@@ -413,7 +421,7 @@ def factors(product: ProductForm, act_bits: int, name: str, controls: Any, bundl
     Parameters
     ----------
     name : str
-        Prefix of the terms' names.
+        Of the weight.
     controls : Value
         The weight's control words.
     bundle : Value
@@ -424,10 +432,8 @@ def factors(product: ProductForm, act_bits: int, name: str, controls: Any, bundl
         multiples.append(bundle[at:at + width])
         at += width
     found, at = [], 0
-    largest = product.format.max_magnitude if product.kind == "shift" else 2  # of a Booth digit
     for index, term in enumerate(product.terms):
-        found.append(Factor(f"{name}_term_{index}", term, (largest << act_bits - 1) - 1,
-                            controls[at:at + term.control_bits], multiples))
+        found.append(Factor(name, product, index, act_bits, controls[at:at + term.control_bits], multiples))
         at += term.control_bits
     return found
 

@@ -181,8 +181,12 @@ class ProductForm:
 
     def sum_bits(self, products: int, act_bits: int) -> int:
         """Width of a signed sum of ``products`` raw products that cannot overflow."""
-        least, most = (products * bound for bound in _bounds(self, act_bits))
+        least, most = (products * bound for bound in self.bounds(act_bits))
         return 1 + max(most.bit_length(), (~least).bit_length())
+
+    def bounds(self, act_bits: int, indices: tuple[int, ...] | None = None) -> tuple[int, int]:
+        """Smallest and largest raw product of any weight and activation, or sum of some of its terms."""
+        return _bounds(self, act_bits, tuple(range(len(self.terms))) if indices is None else indices)
 
     def _lookup(self, weights: npt.ArrayLike, per_level: list[int]) -> npt.NDArray[np.int64]:
         slots = np.searchsorted(np.asarray(self.format.levels), np.asarray(weights))
@@ -190,7 +194,7 @@ class ProductForm:
 
 
 @cache
-def _bounds(product: ProductForm, act_bits: int) -> tuple[int, int]:
-    """Smallest and largest raw product of any weight and activation."""
-    low, high = product.raw_bounds(product.format.levels, act_bits)
-    return int(low.min()), int(high.max())
+def _bounds(product: ProductForm, act_bits: int, indices: tuple[int, ...]) -> tuple[int, int]:
+    ends = [sum(product.terms[index].value(controls[index], x) for index in indices)
+            for controls in map(product.controls, product.format.levels) for x in act_range(act_bits)]
+    return min(ends), max(ends)
