@@ -202,12 +202,15 @@ class Elements:
 
 def _array_luts(config: ArrayConfig, elements: Elements) -> list[float]:
     rows, lanes, cols, product = config.rows, config.lanes, config.cols, config.product
+    count = lanes * len(product.terms)
     return [
         rows * cols * elements.logic(config),
         cols * product.sum_bits(lanes, config.act_bits),  # the first row has no sum above
         cols * sum(config.sum_bits(row) for row in range(1, rows)),
         config.depth * (len(product.bases) - product.bases.count(1)) * config.act_bits,  # multiples, at the left edge
         cols * lanes * product.control_bits,  # decoders, at the top
+        # A product that is registered is formed in front of the register, rather than in the adder.
+        rows * cols * count * product.sum_bits(1, config.act_bits) * (config.pipeline > (count > 1)),
     ]
 
 
