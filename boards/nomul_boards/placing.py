@@ -110,10 +110,7 @@ def place(board: Board, top: BoardTop, files: Mapping[str, str], folder: Path, *
     commands = json.loads((folder / "build_top.json").read_text(encoding="utf-8"))["commands"]
     _, placement, *packing = commands
     progress(f"synthesize for {board.chip}")
-    _synthesize(folder)
-    if board.family == "ecp5":
-        netlist = folder / "top.json"
-        netlist.write_text(trim_carries(netlist.read_text(encoding="utf-8")), encoding="utf-8")
+    _synthesize(folder, board.family)
     name, *given = placement
     if board.family == "gowin":
         name, given = "nextpnr-himbaechel", himbaechel_options(given)
@@ -163,8 +160,8 @@ def _levels(verilog: str, module: str) -> dict[str, str]:
     return {MACHINE: module} | ({f"{MACHINE}.accelerator": inner} if inner else {})
 
 
-def _synthesize(folder: Path) -> None:
-    """Run the plan's script in Yosys."""
+def _synthesize(folder: Path, family: str) -> None:
+    """Run the plan's script in Yosys, and leave out of the netlist what would only lengthen carry chains."""
     found = find_yosys()
     assert found is not None
     with (folder / "top.rpt").open("w", encoding="utf-8") as log:
@@ -173,3 +170,6 @@ def _synthesize(folder: Path) -> None:
         said = (folder / "top.rpt").read_text(encoding="utf-8", errors="replace").splitlines()
         lines = [line for line in said if "ERROR" in line]
         raise BuildError(f"Yosys: {lines[-1] if lines else f'ended with status {done.returncode}'}")
+    if family == "ecp5":
+        netlist = folder / "top.json"
+        netlist.write_text(trim_carries(netlist.read_text(encoding="utf-8")), encoding="utf-8")

@@ -73,7 +73,8 @@ def tools(monkeypatch):
         asked.append((name, *arguments))
         (folder / "top.bit").write_bytes(b"bits")
 
-    monkeypatch.setattr(placing, "_synthesize", lambda folder: asked.append(("yosys", (folder / "top.ys").read_text())))
+    monkeypatch.setattr(placing, "_synthesize",
+                        lambda folder, family: asked.append(("yosys", (folder / "top.ys").read_text())))
     monkeypatch.setattr(placing, "run_nextpnr", nextpnr)
     monkeypatch.setattr(placing, "run_tool", run_tool)
     return asked
