@@ -25,6 +25,7 @@ from typing import Any
 
 from amaranth.hdl import Cat, Const, Instance, Module, Mux, Signal
 
+from .arithmetic import signed_bits
 from .fabric import FABRICS
 from .luts import Bit, Cover, mux
 from .product import ProductForm, Term
@@ -129,7 +130,7 @@ def _bits(made_of: Sequence["Factor"], offset: int) -> int:
     together = [made_of] if len({factor.weight for factor in made_of}) == 1 else [[factor] for factor in made_of]
     bounds = [some[0].form.bounds(some[0].act_bits, tuple(factor.index for factor in some)) for some in together]
     low, high = (sum(ends) >> offset for ends in zip(*bounds, strict=True))
-    return 1 + max(high.bit_length(), (~low).bit_length())
+    return signed_bits(low, high)
 
 
 def _extended(value: Any, width: int) -> Any:
@@ -463,7 +464,7 @@ def fabric_sum(m: Module, family: str, lanes: Sequence[Sequence[Factor]], psum: 
         if len(lanes[0]) > 1 and not build.fabric.signs:
             length = 8  # nothing but the first of a chain has to be formed by itself
         if len(lanes) > 1:
-            lanes = list(zip(*lanes, strict=True))  # terms of one weight first: so sums stay narrow
+            lanes = list(zip(*lanes, strict=True))  # digits of one place first: so sums stay narrow
             length = min(length, 2) if pipeline > 2 else length  # long chains are slow
         chains = [terms[at:at + length] for terms in lanes for at in range(0, len(terms), length)]
         sums = [build.chain(chain, register=pipeline > 1) for chain in chains]

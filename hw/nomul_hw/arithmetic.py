@@ -55,6 +55,11 @@ def act_range(act_bits: int) -> tuple[int, int]:
     return -(1 << (act_bits - 1)), (1 << (act_bits - 1)) - 1
 
 
+def signed_bits(low: int, high: int) -> int:
+    """Width of the signed numbers from ``low`` to ``high``."""
+    return 1 + max(high.bit_length(), (~low).bit_length())
+
+
 def zero_point(act_bits: int, *, signed: bool) -> int:
     """Zero point of a tensor: 0 where values may be negative, else the smallest code."""
     return 0 if signed else act_range(act_bits)[0]

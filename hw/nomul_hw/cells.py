@@ -197,15 +197,21 @@ def _costs(library: str) -> dict[str, CellArea]:
     """Area of each cell of a library."""
     costs = {}
     for name, text in _cells(library).items():
-        if area := re.search(r"\barea\s*:\s*([\d.]+)", text):
+        if (area := _area(text)) is not None:
             keeps = re.search(r"\b(ff|latch)\s*\(", text) is not None
-            costs[name] = CellArea(*((0.0, float(area[1])) if keeps else (float(area[1]), 0.0)))
+            costs[name] = CellArea(*((0.0, area) if keeps else (area, 0.0)))
     return costs
+
+
+def _area(text: str) -> float | None:
+    """What a library says of a cell's area."""
+    found = re.search(r"\barea\s*:\s*([\d.]+)", text)
+    return float(found[1]) if found else None
 
 
 def _full_adder(library: str) -> dict[str, str] | None:
     """Find the smallest full adder of a library: the macros for ``ripple.v``; None if there is none."""
-    costs, found = _costs(library), {}
+    found = []
     for cell, text in _cells(library).items():
         pins = dict(re.findall(r"\bpin\s*\(\s*\"?(\w+)\"?\s*\)(.*?)(?=\bpin\s*\(|\Z)", text, re.DOTALL))
         inputs = [pin for pin, of in pins.items() if re.search(r"\bdirection\s*:\s*\"?input", of)]
@@ -214,10 +220,10 @@ def _full_adder(library: str) -> dict[str, str] | None:
         if (len(inputs), len(outputs), len(pins)) != (3, 2, 5) or re.search(r"\bdont_use\s*:\s*\"?true", text):
             continue
         tables = {_table(function, dict(zip(inputs, _INPUTS, strict=True))): pin for pin, function in outputs.items()}
-        if tables.keys() == {_SUM, _CARRY} and cell in costs:
-            found[cell] = dict(zip(("CELL", "A", "B", "C", "SUM", "CARRY"),
-                                   (cell, *inputs, tables[_SUM], tables[_CARRY]), strict=True))
-    return min(found.values(), key=lambda macros: costs[macros["CELL"]].total, default=None)
+        if tables.keys() == {_SUM, _CARRY} and (area := _area(text)) is not None:
+            found.append((area, dict(zip(("CELL", "A", "B", "C", "SUM", "CARRY"),
+                                         (cell, *inputs, tables[_SUM], tables[_CARRY]), strict=True))))
+    return min(found, key=lambda one: one[0])[1] if found else None
 
 
 def _table(function: str, inputs: Mapping[str, int]) -> int | None:

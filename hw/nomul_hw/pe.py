@@ -217,17 +217,16 @@ def plain_sum(m: Module, lanes: list[list[Factor]], above, pipeline: int):
         return register
 
     addends = [_term(m, factor) for terms in lanes for factor in terms]
-    if pipeline == 0:
-        products = balanced_sum(addends)  # narrower than the sum from above, which is added last
-        return products if above is None else above + products
     if pipeline > 1:
         addends = [registered(f"product_{index}", each) for index, each in enumerate(addends)]
     if pipeline > 2:
         half = 1 << (len(addends) - 1).bit_length() + 1 >> 1
         addends = [registered(f"part_{at}", balanced_sum(addends[at:at + half]))
                    for at in range(0, len(addends), half)]
-    products = registered("products", balanced_sum(addends))
-    return products if above is None else above + products
+    products = balanced_sum(addends)
+    if pipeline:
+        products = registered("products", products)
+    return products if above is None else above + products  # last, since it is wider than the products are
 
 
 def raw_products(m: Module, name: str, product: ProductForm, act_bits: int, controls, bundle) -> list:

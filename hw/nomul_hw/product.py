@@ -18,7 +18,7 @@ from functools import cache, cached_property
 import numpy as np
 import numpy.typing as npt
 
-from .arithmetic import act_range
+from .arithmetic import act_range, signed_bits
 from .formats import MAX_MULTIPLES, WeightFormat
 
 __all__ = ["PE_KINDS", "Controls", "ProductForm", "Term"]
@@ -181,8 +181,8 @@ class ProductForm:
 
     def sum_bits(self, products: int, act_bits: int) -> int:
         """Width of a signed sum of ``products`` raw products that cannot overflow."""
-        least, most = (products * bound for bound in self.bounds(act_bits))
-        return 1 + max(most.bit_length(), (~least).bit_length())
+        low, high = self.bounds(act_bits)
+        return signed_bits(products * low, products * high)
 
     def bounds(self, act_bits: int, indices: tuple[int, ...] | None = None) -> tuple[int, int]:
         """Smallest and largest raw product of any weight and activation, or sum of some of its terms."""

@@ -24,7 +24,7 @@ from typing import Any
 
 from nomul.area import ELEMENT_ACT_BITS as ACT_BITS
 from nomul.area import ELEMENT_SUM_BITS as SUM_BITS
-from nomul_hw.cells import find_liberty, how, synthesize_cells
+from nomul_hw.cells import find_liberty, synthesize_cells
 from nomul_hw.config import ArrayConfig
 from nomul_hw.fabric import FABRICS
 from nomul_hw.families import FAMILIES as CHIPS
@@ -35,6 +35,7 @@ from nomul_hw.product import ProductForm
 from nomul_hw.synth import SynthesisError, synthesize, yosys_version
 
 from .cache import cached_json
+from .synthesis import how
 
 __all__ = ["ELEMENTS", "FAMILIES", "LANES", "Element", "Measured", "clocks", "main", "measure"]
 
@@ -194,7 +195,8 @@ def clocks(element: Element, family: str, lanes: int, seeds: Sequence[int] = SEE
         def reached(verilog: str = verilog) -> list[float]:
             return sorted(place_and_route(verilog, "element", device, clock=CLOCK, seeds=seeds).clocks.values())
 
-        parts = [verilog, device, str(seeds), str(CLOCK), yosys_version(), nextpnr_version(family)]
+        parts: list[str | bytes] = [verilog, device, str(seeds), str(CLOCK), yosys_version(), nextpnr_version(family),
+                                    how()]
         found[pipeline] = cached_json("clocks", parts, reached)[len(seeds) // 2]
     return found
 

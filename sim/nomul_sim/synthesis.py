@@ -17,12 +17,12 @@ from nomul_hw.synth import Synthesis, SynthesisError, synthesize, yosys_version
 from .cache import cached_json
 from .verilated import ACCELERATOR, accelerator_verilog, component_verilog
 
-__all__ = ["route_accelerator", "synthesize_accelerator", "synthesize_accelerator_cells", "synthesize_array",
+__all__ = ["how", "route_accelerator", "synthesize_accelerator", "synthesize_accelerator_cells", "synthesize_array",
            "synthesize_verilog"]
 
 
-def _how() -> bytes:
-    """What decides how tools are run."""
+def how() -> bytes:
+    """What decides how tools are run: for keys of the cache."""
     return b"".join([*(Path(str(module.__file__)).read_bytes()
                        for module in (nomul_hw.families, nomul_hw.synth, nomul_hw.pnr)), nomul_hw.cells.how()])
 
@@ -60,7 +60,7 @@ def synthesize_verilog(verilog: str, top: str, family: str, left_out: tuple[str,
 
     Parameters and errors are those of :func:`nomul_hw.synth.synthesize`.
     """
-    return Synthesis.from_dict(cached_json("synthesis", [verilog, family, *left_out, yosys_version(), _how()],
+    return Synthesis.from_dict(cached_json("synthesis", [verilog, family, *left_out, yosys_version(), how()],
                                            lambda: synthesize(verilog, top, family, left_out=left_out).to_dict()))
 
 
@@ -85,7 +85,7 @@ def synthesize_accelerator_cells(config: ArrayConfig, liberty: Path | None = Non
     except OSError as error:
         raise SynthesisError(f"{library}: {error.strerror}") from None
     verilog = accelerator_verilog(config)
-    return CellSynthesis.from_dict(cached_json("cells", [verilog, contents, yosys_version(), _how()],
+    return CellSynthesis.from_dict(cached_json("cells", [verilog, contents, yosys_version(), how()],
                                                lambda: synthesize_cells(verilog, ACCELERATOR, library).to_dict()))
 
 
@@ -110,11 +110,11 @@ def route_accelerator(config: ArrayConfig, device: str = "lfe5u-85f", *, package
     def mapped() -> Mapped:
         if progress:
             progress(f"synthesize for {device}")
-        return Mapped.from_dict(cached_json("mapped", [verilog, family, yosys, _how()],
+        return Mapped.from_dict(cached_json("mapped", [verilog, family, yosys, how()],
                                             lambda: map_design(verilog, ACCELERATOR, family).to_dict()))
 
     def routed(seed: int) -> Routing:
-        parts: list[str | bytes] = [verilog, device, package, speed, str(clock), str(seed), yosys, nextpnr, _how()]
+        parts: list[str | bytes] = [verilog, device, package, speed, str(clock), str(seed), yosys, nextpnr, how()]
         return Routing.from_dict(cached_json("routing", parts, lambda: route(
             mapped(), device, seed, package=package, speed=speed, clock=clock, progress=progress).to_dict()))
 

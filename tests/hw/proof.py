@@ -32,7 +32,6 @@ from nomul_hw.pe import ProcessingElement
 
 __all__ = ["Refused", "check", "netlists", "yosys"]
 
-
 #: Yosys' gates: inputs and truth table, whose index has the first input as its lowest bit.
 GATES = {"$_NOT_": ("A", 0b01), "$_AND_": ("AB", 0b1000), "$_OR_": ("AB", 0b1110), "$_XOR_": ("AB", 0b0110),
          "$_MUX_": ("ABS", 0b11001010)}
@@ -275,7 +274,6 @@ class _Reader:
             raise Refused("a leaf's sign is not the same at all places")
         places = list(zip(*(self.values(cell["connections"][name]) for name in "abcd"), strict=True))
         return [[_function(g, (a, b)) for a, b, _, _ in places], [_function(f, (b, c, d)) for _, b, c, d in places]]
-
 
     def lut_operands(self, cell: Mapping[str, Any]) -> list[list[Value]]:
         """What a leaf of LUTs adds: ``a`` and ``a ^ f(a, b, c, d, e, g)``, with a function for each place."""

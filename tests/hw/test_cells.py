@@ -2,7 +2,6 @@
 
 import json
 import re
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -13,10 +12,11 @@ from nomul_hw.bare import bare_element
 from nomul_hw.cells import CellArea, CellSynthesis, find_liberty, synthesize_cells
 from nomul_hw.config import ArrayConfig, MemoryConfig
 from nomul_hw.formats import get_format
-from nomul_hw.lint import find_yosys
 from nomul_hw.product import ProductForm
 from nomul_hw.synth import TOP, SynthesisError, apart
 from nomul_hw.verilog import to_verilog
+
+from .proof import yosys
 
 #: The smallest library that will do.
 LIBRARY = """
@@ -171,8 +171,7 @@ def test_a_full_adder_is_found(cell, liberty):
 def mapped_equal(verilog: str, top: str, library: str, liberty: Path, cycles: int) -> str:
     """Prove a design equal to what it is mapped to, for some cycles from zero; returns the counts of its cells."""
     liberty.write_text(library)
-    (liberty.parent / "design.v").write_text(verilog)
-    passes = [
+    yosys(liberty.parent, [
         "read_verilog design.v", f"prep -flatten -top {top}", "design -stash source",
         "read_verilog design.v", *apart(top, ()), *cells._passes(top, liberty, library), "tee -q -o counts stat",
         # Full adders as cells of the library: what its own functions say.
@@ -180,11 +179,7 @@ def mapped_equal(verilog: str, top: str, library: str, liberty: Path, cycles: in
         "design -copy-from source -as source " + top, "design -copy-from made -as made " + top,
         "miter -equiv -flatten -make_assert source made miter", "hierarchy -top miter", "techmap", "opt -full",
         f"sat -verify -prove-asserts -set-init-zero -seq {cycles} miter",
-    ]
-    yosys = find_yosys()
-    done = subprocess.run([*yosys.program, "-p", ";".join(passes)], cwd=liberty.parent, capture_output=True, text=True,
-                          timeout=600, check=False)
-    assert done.returncode == 0, (done.stdout + done.stderr)[-2000:]
+    ], design_v=verilog)
     return (liberty.parent / "counts").read_text()
 
 

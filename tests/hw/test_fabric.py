@@ -68,7 +68,7 @@ class Step(wiring.Component):
                          multiples.act.eq(self.acts.word_select(lane, 8))]
             lanes.append(factors(self.form, 8, f"lane_{lane}", decoder.controls, multiples.multiples))
         m.d.comb += self.total.eq(
-            self.psum + plain_sum(m, lanes, None, 0) if self.family is None  # the order in which families add
+            plain_sum(m, lanes, self.psum, 0) if self.family is None
             else fabric_sum(m, self.family, lanes, self.psum, self.width, 0))
         return m
 
